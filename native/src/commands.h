@@ -1,0 +1,11 @@
+/* SPDX-License-Identifier: GPL-3.0-or-later */
+/*
+ * The subcommands. Each gets its own argv (argv[0] is its name) and returns an exit code of
+ * enum ls_class.
+ */
+#ifndef LS_COMMANDS_H
+#define LS_COMMANDS_H
+
+#include "common/error.h"
+
+#endif

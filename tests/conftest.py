@@ -1,0 +1,45 @@
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Makes the checkout importable as ansible_collections.livesnap.qemu, and gives all tiers the size of their loops."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import Callable
+
+import pytest
+
+REPO = Path(__file__).resolve().parent.parent
+COLLECTIONS = REPO / "build" / "collections"
+
+
+def link_collection() -> None:
+    """A tree with one symbolic link in it: Python and Ansible both find the collection there, wherever the checkout is."""
+    link = COLLECTIONS / "ansible_collections" / "livesnap" / "qemu"
+    link.parent.mkdir(parents=True, exist_ok=True)
+    if link.is_symlink() and link.resolve() == REPO:
+        return
+    fresh = link.with_name(f"qemu.{os.getpid()}")
+    fresh.symlink_to(REPO)
+    fresh.replace(link)
+
+
+link_collection()
+for entry in (str(REPO), str(COLLECTIONS)):
+    if entry not in sys.path:
+        sys.path.insert(0, entry)
+
+
+@pytest.fixture(scope="session")
+def rounds() -> Callable[[int, int], int]:
+    """rounds(short, full): how often a loop runs. ROUNDS=full is `make test-long`; a number overrides both."""
+    size = os.environ.get("ROUNDS", "short")
+
+    def choose(short: int, full: int) -> int:
+        if size.isdigit():
+            return int(size)
+        return full if size == "full" else short
+
+    return choose

@@ -1,0 +1,74 @@
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""What a test run may leave behind on a machine, so that before and after can be compared."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from pathlib import Path
+
+# Every process of a run inherits this variable, detached ones too: that tells its own from others'.
+MARK = "LIVESNAP_TEST_RUN"
+
+
+def _tree(root: str) -> set[str]:
+    return {str(path) for path in Path(root).rglob("*")} if Path(root).exists() else set()
+
+
+def _lines(*argv: str) -> set[str]:
+    done = subprocess.run(argv, capture_output=True, text=True, check=False)
+    return set(done.stdout.splitlines()) if done.returncode == 0 else set()
+
+
+def _mounts() -> set[str]:
+    lines = Path("/proc/self/mountinfo").read_text(encoding="ascii", errors="replace").splitlines()
+    return {" ".join(line.split()[3:5]) for line in lines}
+
+
+def marked_processes(mark: str) -> set[str]:
+    """Processes that carry the run's mark, other than this one and its ancestors."""
+    own = set()
+    pid = os.getpid()
+    while pid > 1:
+        own.add(pid)
+        try:
+            pid = int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+        except OSError:
+            break
+    found = set()
+    needle = f"{MARK}={mark}".encode()
+    for entry in Path("/proc").iterdir():
+        if not entry.name.isdigit() or int(entry.name) in own:
+            continue
+        try:
+            if needle not in (entry / "environ").read_bytes().split(b"\0"):
+                continue
+            command = (entry / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
+        except OSError:
+            continue
+        if command:
+            found.add(f"{entry.name}: {command[:120]}")
+    return found
+
+
+def take() -> dict[str, set[str]]:
+    """Everything but processes, as sets of names."""
+    return {
+        "mounts": _mounts(),
+        "loop devices": _lines("losetup", "--noheadings", "--output", "NAME,BACK-FILE"),
+        "network namespaces": _lines("ip", "netns", "list"),
+        "/run/livesnap": _tree("/run/livesnap"),
+        "/usr/local": _tree("/usr/local"),
+        "/var/lib/livesnap": _tree("/var/lib/livesnap"),
+        "/dev/shm": _tree("/dev/shm"),
+    }
+
+
+def difference(before: dict[str, set[str]], after: dict[str, set[str]]) -> list[str]:
+    """One line for each thing that appeared or went."""
+    found = []
+    for kind, names in before.items():
+        found += [f"{kind}: new: {name}" for name in sorted(after[kind] - names)]
+        found += [f"{kind}: gone: {name}" for name in sorted(names - after[kind])]
+    return found

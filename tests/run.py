@@ -1,0 +1,240 @@
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Runs tiers of tests, one after the other, and ends with one line that counts them all.
+
+usage: run.py TIER... [-- arguments for pytest]
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+import uuid
+import xml.etree.ElementTree as ET
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+
+import footprint
+import lint
+
+REPO = Path(__file__).resolve().parent.parent
+BUILD = REPO / "build"
+LOGS = BUILD / "logs"
+# Seconds after which a whole tier is ended and counted as failed, at short size.
+LIMITS = {"lint": 900, "unit": 300, "native": 900, "guests": 2400, "integration": 900}
+SANITIZERS = {"plain": "", "asan": "address,undefined", "tsan": "thread"}
+
+
+@dataclass
+class Result:
+    name: str
+    outcome: str  # passed, failed or skipped
+    seconds: float = 0.0
+    reason: str = ""
+
+
+def limit(tier: str) -> int:
+    return LIMITS[tier] * (1 if os.environ.get("ROUNDS", "short") == "short" else 20)
+
+
+def run(argv: list[str], log: Path, seconds: int, echo: bool = False,
+        env: dict[str, str] | None = None) -> int:
+    """The exit code of a command whose output goes to a log; 124 when it took too long."""
+    log.parent.mkdir(parents=True, exist_ok=True)
+    with log.open("wb") as file:
+        process = subprocess.Popen(
+            argv, cwd=REPO, stdin=subprocess.DEVNULL, env={**os.environ, **(env or {})},
+            stdout=None if echo else file, stderr=subprocess.STDOUT, start_new_session=True)
+        try:
+            return process.wait(timeout=seconds)
+        except subprocess.TimeoutExpired:
+            file.write(f"\nended after {seconds} s\n".encode())
+            return 124
+        finally:
+            try:
+                os.killpg(process.pid, signal.SIGKILL)
+            except ProcessLookupError:
+                pass
+
+
+def tail(log: Path, lines: int = 40) -> str:
+    return "\n".join(log.read_text(errors="replace").splitlines()[-lines:])
+
+
+def show(result: Result) -> None:
+    print(f"{result.outcome:8}{result.seconds:7.1f} s  {result.name}"
+          + (f"  ({result.reason})" if result.reason and result.outcome == "skipped" else ""),
+          flush=True)
+
+
+def lint_tier() -> list[Result]:
+    def one(item: tuple[str, list[str] | str]) -> Result:
+        name, argv = item
+        if isinstance(argv, str):
+            return Result(f"lint::{name}", "skipped", 0.0, argv)
+        started = time.monotonic()
+        log = LOGS / f"lint-{name}.log"
+        # The linters of the virtual environment call one another by name.
+        code = run(argv, log, limit("lint"), env={"PATH": f"{lint.BIN}:{os.environ['PATH']}"})
+        result = Result(f"lint::{name}", "failed" if code else "passed", time.monotonic() - started)
+        show(result)
+        if code:
+            print(tail(log), flush=True)
+        return result
+
+    checks = lint.commands()
+    # The long ones first: two at a time fill two cores.
+    order = sorted(checks.items(), key=lambda item: not item[0].startswith("sanity"))
+    with ThreadPoolExecutor(max_workers=2) as pool:
+        return list(pool.map(one, order))
+
+
+def native_results(name: str, log: Path, code: int, seconds: float) -> list[Result]:
+    """What one cmocka program printed, one result a test."""
+    text = log.read_text(errors="replace")
+    reasons = dict(re.findall(r"^SKIP (\S+): (.*)$", text, re.M))
+    results = []
+    for word, test in re.findall(r"^\[\s*(OK|FAILED|SKIPPED)\s*\] (\w+)\s*$", text, re.M):
+        outcome = {"OK": "passed", "FAILED": "failed", "SKIPPED": "skipped"}[word]
+        results.append(Result(f"{name}::{test}", outcome, 0.0, reasons.get(test, "")))
+    # cmocka names the failed ones twice: where they fail, and in its summary.
+    unique = {result.name: result for result in results}
+    results = list(unique.values())
+    if code and not any(result.outcome == "failed" for result in results):
+        results.append(Result(name, "failed", 0.0, f"exit code {code}"))
+    if not results:
+        results.append(Result(name, "passed"))
+    results[0].seconds = seconds
+    return results
+
+
+def native_tier() -> list[Result]:
+    results = []
+    for variant, sanitizer in SANITIZERS.items():
+        log = LOGS / f"native-build-{variant}.log"
+        started = time.monotonic()
+        make = ["make", "-C", "native", "-j2", f"SAN={sanitizer}"]
+        code = run([*make, "all", "tests"], log, limit("native"))
+        build = Result(f"native::build-{variant}", "failed" if code else "passed",
+                       time.monotonic() - started)
+        show(build)
+        results.append(build)
+        if code:
+            print(tail(log), flush=True)
+            continue
+        folder = "san-" + sanitizer.replace(",", "-") if sanitizer else "plain"
+        programs = sorted(path for path in (REPO / "native" / "build" / folder / "tests").glob("test_*")
+                          if path.suffix == "" and os.access(path, os.X_OK))
+        for program in programs:
+            log = LOGS / f"native-{variant}-{program.name}.log"
+            started = time.monotonic()
+            code = run([str(program)], log, limit("native"))
+            found = native_results(f"native/{variant}/{program.name}", log, code,
+                                   time.monotonic() - started)
+            for result in found:
+                if result.outcome != "passed":
+                    show(result)
+            print(f"{len(found):4} tests {found[0].seconds:7.1f} s  native/{variant}/{program.name}",
+                  flush=True)
+            if code:
+                print(tail(log), flush=True)
+            results += found
+    return results
+
+
+def pytest_tier(tier: str, extra: list[str]) -> list[Result]:
+    folder = REPO / "tests" / tier
+    if not list(folder.rglob("test_*.py")):
+        return []
+    report = BUILD / "results" / f"{tier}.xml"
+    report.parent.mkdir(parents=True, exist_ok=True)
+    report.unlink(missing_ok=True)
+    code = run([str(BUILD / "venv/bin/python"), "-m", "pytest", "-q", "-rs", "-p", "no:cacheprovider",
+                f"--junitxml={report}", "-o", "junit_family=xunit2", str(folder), *extra],
+               LOGS / f"{tier}.log", limit(tier), echo=True)
+    results = []
+    if report.exists():
+        for case in ET.parse(report).getroot().iter("testcase"):
+            name = f"{tier}/{case.get('classname', '').rpartition('.')[2]}::{case.get('name')}"
+            result = Result(name, "passed", float(case.get("time", 0)))
+            for child in case:
+                if child.tag in ("failure", "error"):
+                    result.outcome = "failed"
+                elif child.tag == "skipped":
+                    result.outcome, result.reason = "skipped", child.get("message", "")
+            results.append(result)
+    # 5: no test was collected. Anything but 0, 1 and 5 means that the tier did not run to its end.
+    if code not in (0, 5) and not any(result.outcome == "failed" for result in results):
+        results.append(Result(f"{tier}::all", "failed", 0.0, f"pytest ended with exit code {code}"))
+    return results
+
+
+def never_here() -> list[str]:
+    """Rows of CANNOT_RUN.md: what no machine of these tests has run so far, and why."""
+    rows = []
+    for line in (REPO / "tests" / "CANNOT_RUN.md").read_text().splitlines():
+        cells = [cell.strip() for cell in line.strip().strip("|").split("|")]
+        if line.startswith("|") and len(cells) == 2 and cells[0] != "what" and set(cells[0]) != {"-"}:
+            rows.append(f"{cells[0]}: {cells[1]}")
+    return rows
+
+
+def main() -> int:
+    arguments, extra = sys.argv[1:], []
+    if "--" in arguments:
+        at = arguments.index("--")
+        arguments, extra = arguments[:at], arguments[at + 1:]
+    whole = len(arguments) > 1
+    mark = str(uuid.uuid4())
+    os.environ[footprint.MARK] = mark
+    before = footprint.take()
+    started = time.monotonic()
+    results: list[Result] = []
+    took = []
+    for tier in arguments:
+        print(f"== {tier}", flush=True)
+        since = time.monotonic()
+        if tier == "lint":
+            found = lint_tier()
+        elif tier == "native":
+            found = native_tier()
+        else:
+            found = pytest_tier(tier, extra)
+        took.append(f"{tier} {len(found)} tests in {(time.monotonic() - since) / 60:.1f} min")
+        results += found
+    left = footprint.difference(before, footprint.take())
+    left += [f"process: {line}" for line in sorted(footprint.marked_processes(mark))]
+    results.append(Result("footprint: the machine is as it was", "failed" if left else "passed"))
+
+    print("\n== ten slowest")
+    for result in sorted(results, key=lambda result: -result.seconds)[:10]:
+        print(f"{result.seconds:8.1f} s  {result.name}")
+    skipped = [result for result in results if result.outcome == "skipped"]
+    if skipped or whole:
+        print("\n== could not run here")
+        for result in skipped:
+            print(f"{result.name}: {result.reason or 'no reason given'}")
+        if whole:
+            print("\n".join(never_here()))
+    failed = [result for result in results if result.outcome == "failed"]
+    if failed:
+        print("\n== failed")
+        for result in failed:
+            print(f"{result.name} {result.reason}".rstrip())
+        for line in left:
+            print(f"    left behind: {line}")
+    passed = len(results) - len(failed) - len(skipped)
+    print(f"\n{'; '.join(took)}; {(time.monotonic() - started) / 60:.1f} min in all")
+    print(f"{passed} passed, {len(failed)} failed, {len(skipped)} skipped")
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,274 @@
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""QMP, synchronous and bounded: qemu.qmp's asyncio client by composition.
+
+qemu.qmp has no time limits of its own; each wait is wrapped here. Its loop runs only while a call
+of ours waits, in the caller's thread: no thread is started, so callers may fork before they
+connect. Events are collected from the first byte on, and in order with the replies: once a
+command's reply is here, every event that QEMU sent before it is as well.
+"""
+
+from __future__ import annotations
+
+import array
+import asyncio
+import contextlib
+import select
+import socket
+import time
+from types import TracebackType
+from typing import Any, Awaitable, Mapping, Optional, TypeVar
+
+from ansible_collections.livesnap.qemu.plugins.module_utils import _deps
+from ansible_collections.livesnap.qemu.plugins.module_utils._connection import _peer
+from ansible_collections.livesnap.qemu.plugins.module_utils._errors import (
+    QmpCommandError,
+    QmpConnectError,
+    QmpDisconnected,
+    QmpError,
+    QmpTimeout,
+)
+
+T = TypeVar("T")
+_CLOSE_LIMIT = 1.0
+
+
+class Qmp:
+    """A conversation with one QEMU. Use as a context manager, or close() it.
+
+    After QmpTimeout or QmpDisconnected it is dead: whether the command took effect is not known, so
+    connect again and ask.
+    """
+
+    def __init__(self, path: str) -> None:
+        """Not connected yet: see connect()."""
+        self.path = path
+        self.peer_pid = 0
+        self.version: tuple[int, ...] = ()
+        self.package = ""
+        self._loop = asyncio.new_event_loop()
+        self._client: Any = None
+        self._sock: Optional[socket.socket] = None
+        self._dead = ""
+
+    @classmethod
+    def connect(cls, path: str, timeout: float = 10.0, require_qemu: bool = True) -> Qmp:
+        """Connect and negotiate within `timeout` seconds, or raise QmpConnectError.
+
+        `require_qemu` checks that a QEMU process listens there (tests talk to fakes).
+        """
+        qmp = cls(path)
+        try:
+            qmp._connect(time.monotonic() + timeout, timeout, require_qemu)
+        except BaseException:
+            qmp.close()
+            raise
+        return qmp
+
+    def _connect(self, deadline: float, timeout: float, require_qemu: bool) -> None:
+        subject = f"QMP socket '{self.path}'"
+        if _deps.qmp_package is None:
+            raise QmpError("Python package 'qemu.qmp' is missing", "run playbooks/host.yml")
+        sock = _peer.connect_unix(self.path, timeout)
+        self._sock = sock
+        self.peer_pid = _peer.peer_credentials(sock)[0]
+        if require_qemu:
+            qemu = _peer.listening_qemu(sock, self.path)
+            if not qemu:
+                raise QmpConnectError(
+                    "not_qemu",
+                    f"{subject} belongs to {_peer.process_name(self.peer_pid)}, which is not a"
+                    " QEMU that runs a guest",
+                    "give the guest's own QMP socket",
+                )
+            self.peer_pid = qemu
+
+        async def negotiate() -> None:
+            # Made inside the loop: on Python 3.9 its queues belong to the loop they are made in.
+            self._client = _deps.qmp_package.QMPClient("livesnap")
+            await self._client.connect(sock)
+
+        try:
+            self._run(negotiate(), max(0.05, deadline - time.monotonic()))
+        except asyncio.TimeoutError:
+            if _peer.waits_in_backlog(self.peer_pid, self.path):
+                raise QmpConnectError(
+                    "busy",
+                    f"{subject} is held by another client (no greeting within {timeout:g} s)",
+                    _peer.BUSY_HINT,
+                ) from None
+            raise QmpConnectError(
+                "not_qmp",
+                f"{subject} sent no QMP greeting within {timeout:g} s: it is no QMP socket, or its"
+                " QEMU hangs",
+                "give the guest's QMP socket, not that of its agent, console or monitor",
+            ) from None
+        except _deps.qmp_package.QMPError as err:
+            cause = getattr(err, "exc", err)
+            raise QmpConnectError(
+                "not_qmp",
+                f"{subject} does not speak QMP: {cause or type(cause).__name__}",
+                "give the guest's QMP socket, not that of its agent, console or monitor",
+            ) from None
+        greeting = self._client.greeting.QMP.version
+        number = greeting["qemu"]
+        self.version = (int(number["major"]), int(number["minor"]), int(number["micro"]))
+        self.package = str(greeting.get("package", ""))
+
+    def _run(self, awaitable: Awaitable[T], timeout: float) -> T:
+        async def bounded() -> T:
+            return await asyncio.wait_for(awaitable, timeout)
+
+        return self._loop.run_until_complete(bounded())
+
+    def _alive(self) -> None:
+        if self._dead:
+            raise QmpDisconnected(f"the QMP connection to '{self.path}' is gone: {self._dead}")
+
+    def execute(
+        self,
+        cmd: str,
+        arguments: Optional[Mapping[str, Any]] = None,
+        timeout: float = 10.0,
+        oob: bool = False,
+    ) -> Any:
+        """A command's return value, or QmpCommandError, QmpTimeout, QmpDisconnected."""
+        self._alive()
+        try:
+            return self._run(self._client.execute(cmd, arguments, oob=oob), timeout)
+        except asyncio.TimeoutError:
+            self._kill(f"no reply to '{cmd}' within {timeout:g} s")
+            raise QmpTimeout(
+                f"QEMU (pid {self.peer_pid}) did not answer '{cmd}' within {timeout:g} s",
+                "its main loop may be stuck in storage I/O",
+            ) from None
+        except _deps.qmp_package.ExecuteError as err:
+            raise QmpCommandError(cmd, err.error_class, str(err)) from None
+        except (_deps.qmp_package.QMPError, OSError, EOFError) as err:
+            self._kill(f"it ended during '{cmd}'")
+            raise QmpDisconnected(
+                f"QEMU (pid {self.peer_pid}) closed the connection during '{cmd}'"
+                f" ({err or type(err).__name__})"
+            ) from None
+        except BaseException:
+            # A signal's exception: nobody waits any more for the reply that may still come.
+            self._kill(f"interrupted during '{cmd}'")
+            raise
+
+    def hmp(self, line: str, timeout: float = 10.0) -> str:
+        """The output of a command of the human monitor, with plain line ends."""
+        text = self.execute("human-monitor-command", {"command-line": line}, timeout)
+        return str(text).replace("\r\n", "\n")
+
+    def _send_fd(self, fd: int) -> None:
+        """A descriptor rides on a blank before its command; QEMU keeps it until that comes."""
+        self._alive()
+        assert self._sock is not None
+        self._sock.sendmsg([b" "], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", [fd]))])
+
+    def getfd(self, name: str, fd: int, timeout: float = 10.0) -> None:
+        """Give QEMU a copy of a descriptor under a name. The caller's own stays open."""
+        self._send_fd(fd)
+        self.execute("getfd", {"fdname": name}, timeout)
+
+    def closefd(self, name: str, timeout: float = 10.0) -> None:
+        """Close what getfd gave."""
+        self.execute("closefd", {"fdname": name}, timeout)
+
+    def add_fd(
+        self, fd: int, opaque: str, timeout: float = 10.0, fdset: Optional[int] = None
+    ) -> int:
+        """Give QEMU a descriptor in a new (or the given) set; returns N of '/dev/fdset/N'."""
+        self._send_fd(fd)
+        arguments: dict[str, Any] = {"opaque": opaque}
+        if fdset is not None:
+            arguments["fdset-id"] = fdset
+        return int(self.execute("add-fd", arguments, timeout)["fdset-id"])
+
+    def remove_fdset(self, fdset: int, timeout: float = 10.0) -> None:
+        """Remove a set; QEMU closes its descriptors once nothing uses them.
+
+        Up to QEMU 9.0 it only closes them while the guest runs: remove sets after `cont`.
+        """
+        self.execute("remove-fd", {"fdset-id": fdset}, timeout)
+
+    def events(self, wait: float = 0.0) -> list[dict[str, Any]]:
+        """All events that arrived and were not returned before, oldest first, as QEMU sent them.
+
+        `wait`: wait up to so many seconds for the first one. Never raises for a dead connection:
+        what was collected before is still handed out.
+        """
+        found = self._drain()
+        if not found and wait > 0 and not self._dead:
+            with contextlib.suppress(asyncio.TimeoutError):
+                found = [dict(self._run(self._client.events.get(), wait))]
+            found += self._drain()
+        return found
+
+    def _drain(self) -> list[dict[str, Any]]:
+        if self._client is None:
+            return []
+        found: list[dict[str, Any]] = []
+        quiet = 0
+        # A few turns of the loop: bytes to the buffer, buffer to the reader, message to the queue.
+        while quiet < 4 and not self._dead:
+            self._loop.run_until_complete(asyncio.sleep(0))
+            fresh = [dict(event) for event in self._client.events.clear()]
+            found += fresh
+            quiet = 0 if fresh or self._readable() else quiet + 1
+        found += [dict(event) for event in self._client.events.clear()]
+        return found
+
+    def _readable(self) -> bool:
+        if self._sock is None or self._sock.fileno() < 0:
+            return False
+        state = self._client.runstate
+        if state != _deps.qmp_package.Runstate.RUNNING:
+            # At its end a socket is readable for ever.
+            self._dead = self._dead or "QEMU closed it"
+            return False
+        return bool(select.select([self._sock], [], [], 0)[0])
+
+    @property
+    def dead(self) -> bool:
+        """Whether the connection is known to be unusable."""
+        return bool(self._dead)
+
+    def _kill(self, why: str) -> None:
+        if not self._dead:
+            self._dead = why
+            self._disconnect()
+
+    def _disconnect(self) -> None:
+        if self._loop.is_closed():
+            return
+        with contextlib.suppress(Exception):
+            if self._client is not None:
+                self._run(self._client.disconnect(), _CLOSE_LIMIT)
+        with contextlib.suppress(Exception):
+            tasks = asyncio.all_tasks(self._loop)
+            for task in tasks:
+                task.cancel()
+            if tasks:
+                self._run(asyncio.wait(tasks), _CLOSE_LIMIT)
+        if self._sock is not None:
+            with contextlib.suppress(OSError):
+                self._sock.close()
+
+    def close(self) -> None:
+        """Let go of the socket. Bounded; may be called again."""
+        self._dead = self._dead or "it was closed"
+        self._disconnect()
+        if not self._loop.is_closed():
+            self._loop.close()
+
+    def __enter__(self) -> Qmp:
+        return self
+
+    def __exit__(
+        self,
+        kind: Optional[type[BaseException]],
+        error: Optional[BaseException],
+        trace: Optional[TracebackType],
+    ) -> None:
+        self.close()

@@ -8,4 +8,9 @@
 
 #include "common/error.h"
 
+int ls_cmd_features(int argc, char **argv);
+#ifdef LS_FAULTS
+int ls_cmd_faults(int argc, char **argv);
+#endif
+
 #endif

@@ -14,6 +14,9 @@ struct command {
 };
 
 static const struct command commands[] = {
+#ifdef LS_FAULTS
+    {"faults", ls_cmd_faults, "list the fault points of this test build"},
+#endif
     {0},
 };
 

@@ -9,6 +9,7 @@
 #include "common/error.h"
 
 int ls_cmd_features(int argc, char **argv);
+int ls_cmd_guard(int argc, char **argv);
 #ifdef LS_FAULTS
 int ls_cmd_faults(int argc, char **argv);
 #endif

@@ -1,0 +1,188 @@
+/* SPDX-License-Identifier: GPL-3.0-or-later */
+#include "guard/undo.h"
+
+#include <errno.h>
+#include <poll.h>
+#include <stdio.h>
+#include <string.h>
+#include <sys/socket.h>
+
+#include "common/cleanup.h"
+#include "guard/agent.h"
+#include "guard/clock.h"
+#include "guard/log.h"
+#include "guard/qmp.h"
+
+/* Limits of one try, ms. A command that takes longer still takes effect: the next try asks. */
+#define RESUME_MS 3000
+#define THAW_MS 2000
+#define BACKOFF_FIRST_MS 20
+#define BACKOFF_MAX_MS 1000
+#define OWNER_SOCKETS 16
+
+/*
+ * The owner holds the QMP socket, which serves one client. If it hangs in the kernel it keeps the
+ * socket beyond SIGKILL; so its connections are shut down as well, by copies of them.
+ */
+static void end_owner(struct ls_guard *guard)
+{
+    const char *const paths[2] = {guard->qmp_socket, guard->agent_socket};
+    int sockets[OWNER_SOCKETS];
+    struct ls_error err;
+    size_t count;
+
+    if (ls_peer_ended(&guard->owner))
+        return;
+    count = ls_peer_take_sockets(&guard->owner, guard->qemu.pid, paths, sockets, OWNER_SOCKETS);
+    if (ls_peer_kill(&guard->owner, &err) != 0)
+        ls_log(LOG_ERR, "%s", err.message);
+    for (size_t i = 0; i < count; i++) {
+        shutdown(sockets[i], SHUT_RDWR);
+        close(sockets[i]);
+    }
+    if (ls_peer_wait(&guard->owner, ls_now_ms() + 200))
+        ls_log(LOG_NOTICE, "killed the owner, process %d", (int)guard->owner.pid);
+    else
+        ls_log(LOG_WARNING,
+               "the owner, process %d, does not end on SIGKILL; its connections to "
+               "the guest were shut down",
+               (int)guard->owner.pid);
+}
+
+void ls_undo_release(struct ls_guard *guard)
+{
+    struct ls_error err;
+
+    if (!guard->has_keeper || guard->outcome.released)
+        return;
+    if (ls_keeper_release(&guard->keeper, &err) == 0) {
+        guard->outcome.released = true;
+        ls_log(LOG_NOTICE, "released the guest's RAM from keeper %d", (int)guard->keeper.peer.pid);
+    } else {
+        snprintf(guard->outcome.problem, sizeof guard->outcome.problem, "%s", err.message);
+        ls_log(LOG_ERR, "cannot release the guest's RAM: %s", err.message);
+    }
+}
+
+/* States in which QEMU is busy with something that ends by itself. */
+static bool passes(const char *status)
+{
+    return strcmp(status, "save-vm") == 0 || strcmp(status, "finish-migrate") == 0 ||
+           strcmp(status, "restore-vm") == 0;
+}
+
+/*
+ * 0: nothing (more) is to be done. Only a guest that is "paused" is resumed: any other state, such
+ * as io-error or guest-panicked, is not the bracket's work.
+ */
+static int resume(struct ls_guard *guard, struct ls_error *err)
+{
+    struct ls_outcome *outcome = &guard->outcome;
+    const int64_t until = ls_now_ms() + RESUME_MS;
+    LS_AUTO_QMP struct ls_qmp qmp;
+
+    qmp.wire = (struct ls_wire)LS_WIRE_NONE;
+    if (ls_qmp_open(&qmp, guard->qmp_socket, until, err) != 0 ||
+        ls_qmp_status(&qmp, outcome->status, sizeof outcome->status, until, err) != 0)
+        return -1;
+    if (strcmp(outcome->status, "paused") == 0) {
+        if (ls_qmp_execute(&qmp, "cont", NULL, until, NULL, err) != 0 ||
+            ls_qmp_status(&qmp, outcome->status, sizeof outcome->status, until, err) != 0)
+            return -1;
+        if (strcmp(outcome->status, "paused") == 0)
+            return ls_fail(err, LS_INTERNAL, "paused", "the guest is paused after 'cont'");
+        outcome->resumed = true;
+        ls_log(LOG_NOTICE, "resumed the guest; it is '%s'", outcome->status);
+        return 0;
+    }
+    if (passes(outcome->status))
+        return ls_fail(err, LS_INTERNAL, "status", "QEMU is in '%s'", outcome->status);
+    return 0;
+}
+
+static int thaw(struct ls_guard *guard, struct ls_error *err)
+{
+    enum ls_thaw done;
+
+    if (ls_agent_thaw(guard->agent_socket, ls_now_ms() + THAW_MS, &done, err) != 0)
+        return -1;
+    if (done == LS_THAW_DONE) {
+        guard->outcome.thawed = true;
+        ls_log(LOG_NOTICE, "thawed the guest's file systems");
+    }
+    return 0;
+}
+
+/* Waits before the next try. False: SIGTERM came. */
+static bool back_off(const struct ls_guard *guard, int ms)
+{
+    struct pollfd two[2] = {{.fd = guard->qemu.pidfd, .events = POLLIN},
+                            {.fd = guard->signals, .events = POLLIN}};
+
+    return poll(two, 2, ms) <= 0 || !(two[1].revents & POLLIN);
+}
+
+/* Notes and logs why a try failed; the same words again are not logged again. */
+static void note(struct ls_guard *guard, const char *what, const struct ls_error *err)
+{
+    char text[sizeof guard->outcome.problem];
+
+    snprintf(text, sizeof text, "cannot %s yet: %.400s", what, err->message);
+    if (strcmp(text, guard->outcome.problem) == 0)
+        return;
+    memcpy(guard->outcome.problem, text, sizeof text);
+    ls_log(LOG_WARNING, "%s; trying on", text);
+    ls_report_write(guard);
+}
+
+void ls_undo(struct ls_guard *guard, const char *reason)
+{
+    bool running = !guard->was_running; /* nothing to resume */
+    bool thawed = running || !guard->agent_socket;
+    bool released = !guard->has_keeper;
+    int pause = BACKOFF_FIRST_MS;
+
+    ls_outcome_begin(guard, reason);
+    ls_log(LOG_WARNING, "%s before the bracket was over: undoing it", reason);
+    end_owner(guard);
+    ls_report_write(guard);
+    for (;;) {
+        struct ls_error err;
+
+        if (ls_peer_ended(&guard->qemu)) {
+            guard->outcome.gone = true;
+            break;
+        }
+        if (!released) {
+            ls_undo_release(guard);
+            released = guard->outcome.released;
+        }
+        /* Not held up by RAM that could not be released: a guest that may block is better off than
+         * one that stands still for certain. */
+        if (!running) {
+            running = resume(guard, &err) == 0;
+            if (running)
+                ls_report_write(guard);
+            else
+                note(guard, "resume the guest", &err);
+        }
+        if (running && !thawed) {
+            thawed = thaw(guard, &err) == 0;
+            if (!thawed)
+                note(guard, "thaw the guest", &err);
+        }
+        if (running && thawed && released)
+            break;
+        if (!back_off(guard, pause)) {
+            ls_log(LOG_ERR, "told to end before the guest was as it had been found");
+            ls_report_write(guard);
+            return;
+        }
+        pause = pause * 2 < BACKOFF_MAX_MS ? pause * 2 : BACKOFF_MAX_MS;
+    }
+    guard->outcome.finished = true;
+    guard->outcome.problem[0] = '\0';
+    ls_log(LOG_NOTICE, guard->outcome.gone ? "QEMU has ended: nothing is left to undo"
+                                           : "the guest is as it was found");
+    ls_report_write(guard);
+}

@@ -95,6 +95,10 @@ class AgentAbsent(AgentError):
     """There is no agent socket, or QEMU does not listen on it."""
 
 
+class AgentBusy(AgentError):
+    """Another client holds the agent's socket; QEMU serves one at a time."""
+
+
 class AgentHung(AgentError):
     """QEMU took the connection, but nobody in the guest answers within the limit."""
 

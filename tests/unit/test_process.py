@@ -36,10 +36,16 @@ def test_cgroup(text: str, path: str) -> None:
 
 
 def test_of_a_child() -> None:
-    child = subprocess.Popen([sys.executable, "-c", "input()", "an arg", ""], stdin=subprocess.PIPE)
+    code = "print(flush=True); input()"
+    child = subprocess.Popen(
+        [sys.executable, "-c", code, "an arg", ""], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    )
+    assert child.stdin and child.stdout
     try:
+        # Before it runs, its arguments may not be there yet.
+        child.stdout.readline()
         process = QemuProcess.of(child.pid)
-        assert process.argv == (sys.executable, "-c", "input()", "an arg", "")
+        assert process.argv == (sys.executable, "-c", code, "an arg", "")
         assert (process.uid, process.gid) == (os.geteuid(), os.getegid())
         assert process.cwd == os.getcwd()
         assert process.alive()
@@ -50,7 +56,8 @@ def test_of_a_child() -> None:
     os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)
     assert not process.alive()
     child.wait()
-    child.stdin.close()  # type: ignore[union-attr]
+    child.stdin.close()
+    child.stdout.close()
     assert not process.alive()
     with pytest.raises(LivesnapError, match=str(child.pid)):
         QemuProcess.of(child.pid)

@@ -1,0 +1,109 @@
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""What is asked of a snapshot: the options of module livesnap, checked. Pure."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, fields
+from typing import Any, Mapping, Optional
+
+from ansible_collections.livesnap.qemu.plugins.module_utils._errors import LivesnapError
+from ansible_collections.livesnap.qemu.plugins.module_utils._store import names
+from ansible_collections.livesnap.qemu.plugins.module_utils._units import parse_size
+
+#: Above this Windows' VSS gives up on a freeze.
+DEADLINE_ADVISED = 9
+
+
+@dataclass(frozen=True)
+class SnapshotSpec:
+    """All options of module livesnap, with its defaults. Times in seconds, sizes in bytes."""
+
+    guest: str
+    name: str
+    store: str = "/var/lib/livesnap"
+    qmp_socket: Optional[str] = None
+    agent_socket: Optional[str] = None
+    memory: bool = True
+    engine: str = "auto"
+    disk_scheme: str = "auto"
+    disks: list[dict[str, str]] = field(default_factory=list)
+    freeze: str = "auto"
+    freeze_timeout: int = 5
+    deadline: int = 9
+    lock_timeout: int = 60
+    timeout: int = 0
+    compression: str = "lz4"
+    compression_level: Optional[int] = None
+    #: bytes; 0 is auto
+    staging: int = 0
+    workers: int = 0
+    #: bytes per second; 0 is unlimited
+    bandwidth: int = 0
+    ksm: str = "pause"
+    schedule: Optional[str] = None
+    slot: Optional[str] = None
+    #: None: leave what an existing snapshot has
+    labels: Optional[list[str]] = None
+    pinned: Optional[bool] = None
+    #: path of livesnap-helper on this machine
+    helper: str = ""
+
+    @classmethod
+    def of(cls, params: Mapping[str, Any]) -> SnapshotSpec:
+        """From a module's params ('_livesnap_helper' becomes `helper`); raises LivesnapError."""
+        known = {item.name for item in fields(cls)}
+        values = {
+            key: value for key, value in params.items() if key in known and value is not None
+        }
+        values["helper"] = params.get("_livesnap_helper") or values.get("helper") or ""
+        staging = values.get("staging", 0)
+        values["staging"] = 0 if staging in ("auto", "") else parse_size(staging, what="staging")
+        values["bandwidth"] = parse_size(values.get("bandwidth", 0), what="bandwidth")
+        spec = cls(**values)
+        spec.check()
+        return spec
+
+    def check(self) -> None:
+        """Everything that can be judged without looking at guest or store."""
+        names.check(self.guest, "guest")
+        names.check(self.name, "name")
+        if not self.store.startswith("/"):
+            raise LivesnapError(f"store '{self.store}' is not an absolute path")
+        if self.qmp_socket is None:
+            raise LivesnapError(
+                f"guest '{self.guest}' has no qmp_socket",
+                "give the path of its QMP socket; libvirt guests are not supported yet",
+            )
+        for what, value in (("qmp_socket", self.qmp_socket), ("agent_socket", self.agent_socket)):
+            if value is not None and not value.startswith("/"):
+                raise LivesnapError(f"{what} '{value}' is not an absolute path")
+        for what, number, least in (
+            ("freeze_timeout", self.freeze_timeout, 1),
+            ("deadline", self.deadline, 2),
+            ("lock_timeout", self.lock_timeout, 0),
+            ("timeout", self.timeout, 0),
+            ("workers", self.workers, 0),
+        ):
+            if number < least:
+                raise LivesnapError(f"{what} '{number}' is too small", f"the least is {least}")
+        if self.freeze != "never" and self.freeze_timeout >= self.deadline:
+            raise LivesnapError(
+                f"freeze_timeout '{self.freeze_timeout}' leaves nothing of deadline"
+                f" '{self.deadline}'",
+                "the deadline counts from the freeze to the thaw: make it longer",
+            )
+        for label in self.labels or []:
+            names.check_label(label)
+        for entry in self.disks:
+            if not entry.get("match"):
+                raise LivesnapError("an entry of disks has no 'match'")
+
+    def warnings(self) -> list[str]:
+        """What is allowed, and probably not wanted."""
+        if self.deadline > DEADLINE_ADVISED and self.freeze != "never":
+            return [
+                f"deadline {self.deadline} s is above {DEADLINE_ADVISED} s: a Windows guest gives"
+                " up its freeze after 10 s"
+            ]
+        return []

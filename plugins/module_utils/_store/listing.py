@@ -1,12 +1,91 @@
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""What is in a store."""
+"""What is in a store, and what is being made."""
 
 from __future__ import annotations
 
-from typing import Any, Optional
+from typing import Any, Mapping, Optional
 
 from ansible_collections.livesnap.qemu.plugins.module_utils._errors import LivesnapError
+from ansible_collections.livesnap.qemu.plugins.module_utils._store import (
+    manifest,
+    rundir,
+    status,
+)
+from ansible_collections.livesnap.qemu.plugins.module_utils._store.layout import Store
+
+#: Fields of the manifest that modules return as they are.
+RETURNED = (
+    "id",
+    "guest",
+    "uuid",
+    "name",
+    "created",
+    "complete",
+    "consistency",
+    "engine",
+    "timings",
+    "memory",
+    "disks",
+    "restore_blockers",
+    "schedule",
+    "slot",
+)
+_ONLY_IN_MANIFEST = ("gpa", "ramblock")
+
+
+def describe(fields: Mapping[str, Any], state: Mapping[str, Any], path: str) -> dict[str, Any]:
+    """A snapshot as modules return it, of its manifest and status. Pure."""
+    found: dict[str, Any] = {key: fields.get(key) for key in RETURNED}
+    if found["memory"] is not None:
+        found["memory"] = {
+            key: value for key, value in found["memory"].items() if key not in _ONLY_IN_MANIFEST
+        }
+    found.update(path=path, labels=list(state["labels"]), pinned=state["pinned"])
+    return found
+
+
+def _empty(guest: str, name: str, path: str) -> dict[str, Any]:
+    found: dict[str, Any] = dict.fromkeys(RETURNED)
+    found.update(
+        guest=guest, name=name, path=path, complete=False, disks=[], restore_blockers=[]
+    )
+    # What cannot be judged must not be pruned.
+    found.update(labels=[], pinned=True, in_progress=None, problem=None)
+    return found
+
+
+def look(store: Store, guest: str, name: str) -> dict[str, Any]:
+    """One snapshot with a complete one's name, problems included; never raises for its content."""
+    path = store.snapshot(guest, name)
+    found = _empty(guest, name, str(path))
+    try:
+        fields = manifest.read(path)
+        found.update(describe(fields, status.default(), str(path)))
+        found.update(describe(fields, status.read(path), str(path)))
+    except LivesnapError as err:
+        found.update(complete=False, pinned=True, problem=str(err))
+    return found
+
+
+def in_progress(store: Store, guest: str, name: str) -> Optional[dict[str, Any]]:
+    """{percent, owner} of the living run that makes it, None when there is none."""
+    for run in rundir.all_run_dirs():
+        owner = run.read("owner.json")
+        if owner is None or not rundir.is_process(owner):
+            continue
+        if (owner.get("store"), owner.get("guest"), owner.get("snapshot")) != (
+            str(store.root),
+            guest,
+            name,
+        ):
+            continue
+        percent = (run.read("progress.json") or {}).get("percent", 0)
+        return {
+            "percent": percent,
+            "owner": {"pid": owner["pid"], "since": owner.get("since")},
+        }
+    return None
 
 
 def list_snapshots(store: str, guest: Optional[str] = None) -> list[dict[str, Any]]:
@@ -14,4 +93,19 @@ def list_snapshots(store: str, guest: Optional[str] = None) -> list[dict[str, An
 
     One that is in the making has `in_progress`; one whose manifest fails its check has `problem`.
     """
-    raise LivesnapError("not implemented yet")
+    place = Store(store)
+    found = []
+    for name in [guest] if guest is not None else place.guests():
+        whole, making = place.entries(name)
+        found += [look(place, name, each) for each in whole]
+        for each in making:
+            entry = _empty(name, each, str(place.partial(name, each)))
+            entry["pinned"] = False
+            entry["in_progress"] = in_progress(place, name, each)
+            if entry["in_progress"] is None:
+                entry["problem"] = "left behind by a run that ended; livesnap_recover removes it"
+            found.append(entry)
+    # What has no time yet is newest.
+    return sorted(
+        found, key=lambda each: (each["created"] or "9", each["guest"], each["name"]), reverse=True
+    )

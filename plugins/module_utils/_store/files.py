@@ -1,0 +1,122 @@
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Files that are whole after a crash or not there at all, and reading what is not trusted."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import stat
+from pathlib import Path
+from typing import Any, Iterator
+
+from ansible_collections.livesnap.qemu.plugins.module_utils._errors import StoreError
+
+
+def sync_folder(folder: Path) -> None:
+    """fsync of a folder: makes the names in it durable."""
+    fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def sync_file(path: Path) -> None:
+    """fsync of a file that others wrote."""
+    fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def write_whole(path: Path, data: bytes, mode: int = 0o600, durable: bool = True) -> None:
+    """A temporary name, fsync of file and folder, rename. Replaces what was there."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC
+    try:
+        fd = os.open(temporary, flags, mode)
+        try:
+            os.fchmod(fd, mode)
+            view = memoryview(data)
+            while view:
+                view = view[os.write(fd, view) :]
+            if durable:
+                os.fsync(fd)
+        finally:
+            os.close(fd)
+        os.rename(temporary, path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            os.unlink(temporary)
+        raise
+    if durable:
+        sync_folder(path.parent)
+
+
+def write_json(path: Path, value: Any, mode: int = 0o600, durable: bool = True) -> None:
+    """The same with JSON."""
+    write_whole(path, (json.dumps(value, indent=2) + "\n").encode(), mode, durable)
+
+
+def read_regular(path: Path, limit: int) -> bytes:
+    """A regular file's bytes: no symbolic link, no device, not longer than the limit."""
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    except OSError as err:
+        raise StoreError(f"'{path}' cannot be read: {err.strerror}") from None
+    with open(fd, "rb") as file:
+        info = os.fstat(fd)
+        if not stat.S_ISREG(info.st_mode):
+            raise StoreError(f"'{path}' is not a regular file")
+        if info.st_size > limit:
+            raise StoreError(f"'{path}' has {info.st_size} bytes; at most {limit} are expected")
+        try:
+            data = file.read(limit + 1)
+        except OSError as err:
+            raise StoreError(f"'{path}' cannot be read: {err.strerror}") from None
+    if len(data) > limit:
+        raise StoreError(f"'{path}' grew while it was read")
+    return data
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for key, value in pairs:
+        if key in found:
+            raise ValueError(f"key '{key}' occurs twice")
+        found[key] = value
+    return found
+
+
+def _no_constant(text: str) -> Any:
+    raise ValueError(f"{text} is not JSON")
+
+
+def parse_object(data: bytes, what: str) -> dict[str, Any]:
+    """A JSON object, no key twice, no NaN; raises StoreError with what it is."""
+    try:
+        value = json.loads(
+            data.decode("utf-8"), object_pairs_hook=_unique, parse_constant=_no_constant
+        )
+    except (ValueError, RecursionError) as err:
+        raise StoreError(f"{what} is not valid JSON: {err}") from None
+    if not isinstance(value, dict):
+        raise StoreError(f"{what} is not a JSON object")
+    return value
+
+
+def read_object(path: Path, limit: int = 1 << 20) -> dict[str, Any]:
+    """A JSON object in a regular file."""
+    return parse_object(read_regular(path, limit), f"'{path}'")
+
+
+@contextlib.contextmanager
+def as_store_error(what: str) -> Iterator[None]:
+    """OSError -> StoreError('what: reason')."""
+    try:
+        yield
+    except OSError as err:
+        raise StoreError(f"{what}: {err.strerror or err}") from err

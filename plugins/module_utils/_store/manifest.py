@@ -1,0 +1,275 @@
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""manifest.json: written once, checked whenever it is read (docs/manifest.md)."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import stat
+from pathlib import Path
+from typing import Any, Callable, Mapping
+
+from ansible_collections.livesnap.qemu.plugins.module_utils._errors import StoreError
+from ansible_collections.livesnap.qemu.plugins.module_utils._store import files, names
+
+SCHEMA = "livesnap-manifest"
+VERSION = 1
+NAME = "manifest.json"
+LIMIT = 4 << 20
+
+_TAIL = re.compile(rb'  "sha256": "([0-9a-f]{64})"\n}\n')
+_TAIL_LENGTH = 14 + 64 + 4
+
+Check = Callable[[Any], bool]
+
+
+def _int(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 1 << 63
+
+
+def _number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and value >= 0
+
+
+def _text(value: Any) -> bool:
+    return isinstance(value, str)
+
+
+def _bool(value: Any) -> bool:
+    return isinstance(value, bool)
+
+
+def _texts(value: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(item, str) for item in value)
+
+
+def _null(value: Any) -> bool:
+    return value is None
+
+
+def _time(value: Any) -> bool:
+    return isinstance(value, str) and bool(
+        re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d{1,9})?Z", value)
+    )
+
+
+def _or_null(check: Check) -> Check:
+    return lambda value: value is None or check(value)
+
+
+def _one_of(*words: str) -> Check:
+    return lambda value: value in words
+
+
+def _object(**table: Check) -> Check:
+    return lambda value: isinstance(value, dict) and all(
+        key in value and check(value[key]) for key, check in table.items()
+    )
+
+
+def _list_of(check: Check) -> Check:
+    return lambda value: isinstance(value, list) and all(check(item) for item in value)
+
+
+_numbers_or_null = _or_null(_number)
+
+_FREEZE = _object(
+    asked=_one_of("auto", "required", "never"),
+    achieved=_bool,
+    reason=_or_null(_text),
+    filesystems=_int,
+)
+_MEMORY = _object(
+    file=names.is_file,
+    bytes=_int,
+    zero_bytes=_int,
+    stored_bytes=_int,
+    file_bytes=_int,
+    checksum=_text,
+    compression=_one_of("none", "lz4", "zstd"),
+    faults=_int,
+    fault_us=_object(p50=_numbers_or_null, p99=_numbers_or_null, max=_numbers_or_null),
+    proof=_object(scans=_int, chunks=_int),
+    gpa=_list_of(_object(gpa=_int, block=_text, offset=_int, length=_int)),
+    ramblock=_text,
+)
+_DISK = _object(
+    match=_text,
+    device=_or_null(_text),
+    qdev=_or_null(_text),
+    node=_text,
+    serial=_or_null(_text),
+    scheme=_one_of("backup"),
+    file=names.is_file,
+    format=_one_of("qcow2"),
+    bytes=_int,
+    stored_bytes=_int,
+    file_bytes=_int,
+    source=_object(file=_text, format=_text),
+)
+TIMINGS = (
+    "freeze_ms",
+    "pause_ms",
+    "preflush_ms",
+    "disks_ms",
+    "device_state_ms",
+    "arm_ms",
+    "protected_s",
+    "sweep_s",
+    "disk_copy_s",
+    "total_s",
+)
+_FACTS = _object(
+    name=_or_null(_text),
+    qemu_version=_text,
+    qemu_package=_text,
+    machine=_text,
+    arch=_text,
+    accelerator=_text,
+    cpu=_text,
+    vcpus=_int,
+    memory_bytes=_int,
+    argv=_texts,
+    cwd=_text,
+    exe=_text,
+    user=_text,
+    uid=_int,
+    gid=_int,
+    cgroup=_text,
+    firmware=_list_of(_object(path=_text, sha256=_text)),
+    device_tree=_list_of(_object(path=_text, type=_text)),
+    block_nodes=_list_of(_object(node=_text, driver=_text, file=_text)),
+)
+
+#: Field -> (check, what is expected there)
+FIELDS: dict[str, tuple[Check, str]] = {
+    "livesnap": (_text, "a string"),
+    "id": (names.is_uuid, "a UUID"),
+    "guest": (lambda value: not names.problem(value), "a name"),
+    "name": (lambda value: not names.problem(value), "a name"),
+    "uuid": (_or_null(names.is_uuid), "a UUID or null"),
+    "created": (_time, "a time"),
+    "started": (_time, "a time"),
+    "complete": (lambda value: value is True, "true"),
+    "was_running": (_bool, "true or false"),
+    "engine": (_or_null(_one_of("uffd")), "a known engine or null"),
+    "consistency": (
+        _object(
+            level=_one_of("crash", "filesystem", "application"), indications=_texts, freeze=_FREEZE
+        ),
+        "level, indications, freeze",
+    ),
+    "timings": (_object(**dict.fromkeys(TIMINGS, _numbers_or_null)), "times"),
+    "memory": (_or_null(_MEMORY), "a memory entry or null"),
+    "devices": (
+        _or_null(_object(file=_one_of("devices"), bytes=_int, sha256=_text)),
+        "a devices entry or null",
+    ),
+    "disks": (_list_of(_DISK), "a list of disk entries"),
+    "excluded_disks": (_list_of(_object(match=_text, node=_text)), "a list of {match, node}"),
+    "guest_facts": (_FACTS, "facts about the guest"),
+    "restore_blockers": (_texts, "a list of strings"),
+    "schedule": (_or_null(_text), "a string or null"),
+    "slot": (_or_null(_text), "a string or null"),
+    "bracket": (
+        _object(attempts=_int, deadline_s=_number, warnings=_texts),
+        "attempts, deadline_s, warnings",
+    ),
+    "parent": (_null, "null"),
+    "encryption": (_null, "null"),
+}
+
+
+def encode(fields: Mapping[str, Any]) -> bytes:
+    """The file of these fields, with their checksum as the last one."""
+    body: dict[str, Any] = {"schema": SCHEMA, "version": VERSION}
+    body.update((key, value) for key, value in fields.items() if key not in body)
+    body.pop("sha256", None)
+    check(body, "the new manifest")
+    head = json.dumps(body, indent=2, allow_nan=False)
+    # Everything before the last line, which is "}".
+    start = (head[: head.rindex("\n")] + ",\n").encode()
+    digest = hashlib.sha256(start).hexdigest()
+    return start + f'  "sha256": "{digest}"\n}}\n'.encode()
+
+
+def decode(data: bytes, what: str = "the manifest") -> dict[str, Any]:
+    """The fields of a manifest's bytes, checksum, version and types checked."""
+    if len(data) > LIMIT:
+        raise StoreError(f"{what} is longer than {LIMIT} bytes")
+    tail = _TAIL.fullmatch(data[-_TAIL_LENGTH:])
+    if tail is None:
+        raise StoreError(f"{what} does not end with its checksum: it was cut or edited")
+    if hashlib.sha256(data[:-_TAIL_LENGTH]).hexdigest().encode() != tail.group(1):
+        raise StoreError(f"{what} does not have the checksum that it names: it was edited")
+    fields = files.parse_object(data, what)
+    check(fields, what)
+    return fields
+
+
+def check(fields: Mapping[str, Any], what: str) -> None:
+    """Schema, version and types; raises StoreError naming the field."""
+    if fields.get("schema") != SCHEMA:
+        raise StoreError(f"{what} is of schema '{fields.get('schema')}', not '{SCHEMA}'")
+    version = fields.get("version")
+    if not isinstance(version, int) or not _int(version) or version == 0:
+        raise StoreError(f"{what} has version '{version}', which is none")
+    if version > VERSION:
+        raise StoreError(
+            f"{what} has version {version}; this livesnap reads up to {VERSION}",
+            "use the version that made it, or a newer one",
+        )
+    for key, (test, expected) in FIELDS.items():
+        if key not in fields:
+            raise StoreError(f"{what} lacks '{key}'")
+        if not test(fields[key]):
+            raise StoreError(f"{what} has a bad '{key}': expected {expected}")
+    used = [disk["file"] for disk in fields["disks"]]
+    if len(set(used)) != len(used):
+        raise StoreError(f"{what} names the same file for two disks")
+
+
+def read(folder: Path) -> dict[str, Any]:
+    """The manifest of a snapshot's folder, with everything checked that is cheap to check.
+
+    Names must agree with the folders; each file must be there, a regular file of the recorded size.
+    """
+    path = folder / NAME
+    fields = decode(files.read_regular(path, LIMIT), f"'{path}'")
+    expected = (folder.parent.name, folder.name)
+    if (fields["guest"], fields["name"]) != expected:
+        raise StoreError(
+            f"'{path}' is of snapshot '{fields['guest']}/{fields['name']}', not of"
+            f" '{expected[0]}/{expected[1]}': the folder was moved or copied"
+        )
+    for name, size in sizes(fields):
+        check_file(folder, name, size)
+    return fields
+
+
+def sizes(fields: Mapping[str, Any]) -> list[tuple[str, int]]:
+    """(file, bytes) of all files that a manifest names."""
+    found = [(disk["file"], disk["file_bytes"]) for disk in fields["disks"]]
+    if fields["memory"] is not None:
+        found.append((fields["memory"]["file"], fields["memory"]["file_bytes"]))
+    if fields["devices"] is not None:
+        found.append((fields["devices"]["file"], fields["devices"]["bytes"]))
+    return found
+
+
+def check_file(folder: Path, name: str, size: int) -> None:
+    """Raise StoreError unless it is a regular file of that size; no part of it may be a link."""
+    path = folder / name
+    try:
+        if stat.S_ISLNK(os.lstat(path.parent).st_mode):
+            raise StoreError(f"'{path.parent}' is a symbolic link")
+        info = os.lstat(path)
+    except OSError as err:
+        raise StoreError(f"'{path}' cannot be read: {err.strerror}") from None
+    if not stat.S_ISREG(info.st_mode):
+        raise StoreError(f"'{path}' is not a regular file")
+    if info.st_size != size:
+        raise StoreError(f"'{path}' has {info.st_size} bytes; the manifest says {size}")

@@ -1,0 +1,36 @@
+/* SPDX-License-Identifier: GPL-3.0-or-later */
+/* An open image. Inside image/ only. */
+#ifndef LS_IMAGE_READER_H
+#define LS_IMAGE_READER_H
+
+#include "image/format.h"
+#include "image/image.h"
+#include "image/tables.h"
+
+struct ls_image {
+    int fd;
+    bool own_fd;
+    char *name; /* for messages */
+    struct ls_image_info info;
+    struct ls_tables tables;
+    uint64_t data_length;
+    uint64_t index_offset;
+    uint8_t *index; /* as in the file, all parts */
+    const struct ls_fmt_record *records;
+    uint64_t *first_record; /* of each block, and one more: the number of records */
+    struct ls_image_codec *codec;
+    uint64_t cached; /* record whose pages are in ls_codec_pages; UINT64_MAX: none */
+};
+
+/* Reads and checks a data record; *pages is valid until the next call. */
+int ls_image_load(struct ls_image *image, uint64_t record, const void **pages,
+                  struct ls_error *err);
+
+/* LS_TORN of a record: names block, guest address and file offset. */
+int ls_image_torn(const struct ls_image *image, uint64_t record, struct ls_error *err,
+                  const char *what);
+
+/* Guest-physical address of a byte of a block; false if no range has it. */
+bool ls_image_gpa_of(const struct ls_image *image, uint32_t block, uint64_t offset, uint64_t *gpa);
+
+#endif

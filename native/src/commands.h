@@ -10,6 +10,7 @@
 
 int ls_cmd_features(int argc, char **argv);
 int ls_cmd_guard(int argc, char **argv);
+int ls_cmd_ksm(int argc, char **argv);
 #ifdef LS_FAULTS
 int ls_cmd_faults(int argc, char **argv);
 #endif

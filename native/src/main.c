@@ -15,6 +15,7 @@ struct command {
 
 static const struct command commands[] = {
     {"guard", ls_cmd_guard, "undo a bracket whose owner died, watch the keeper"},
+    {"ksm", ls_cmd_ksm, "put KSM back if captures that paused it have died"},
 #ifdef LS_FAULTS
     {"faults", ls_cmd_faults, "list the fault points of this test build"},
 #endif

@@ -11,6 +11,7 @@
 #include <sys/signalfd.h>
 
 #include "common/cleanup.h"
+#include "common/ksm.h"
 #include "guard/clock.h"
 #include "guard/log.h"
 #include "guard/qmp.h"
@@ -256,6 +257,7 @@ static void leave_keeper(struct life *life)
 static void watch_keeper(struct life *life)
 {
     struct ls_guard *guard = &life->guard;
+    struct ls_error err;
 
     if (!guard->has_keeper)
         return;
@@ -264,6 +266,9 @@ static void watch_keeper(struct life *life)
         leave_keeper(life);
         break;
     case LS_KEEPER_ENDED:
+        /* A keeper that was killed has left KSM paused. */
+        if (ls_ksm_tidy(&err) != 0)
+            ls_log(LOG_ERR, "%s", err.message);
         ls_keeper_close(&guard->keeper);
         guard->has_keeper = false;
         break;

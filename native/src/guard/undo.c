@@ -8,6 +8,7 @@
 #include <sys/socket.h>
 
 #include "common/cleanup.h"
+#include "common/ksm.h"
 #include "guard/agent.h"
 #include "guard/clock.h"
 #include "guard/log.h"
@@ -57,6 +58,9 @@ void ls_undo_release(struct ls_guard *guard)
         return;
     if (ls_keeper_release(&guard->keeper, &err) == 0) {
         guard->outcome.released = true;
+        /* Even where the keeper hangs in the kernel for good: it protects nothing any more. */
+        if (ls_ksm_resume(guard->keeper.peer.pid, &err) != 0)
+            ls_log(LOG_ERR, "%s", err.message);
         ls_log(LOG_NOTICE, "released the guest's RAM from keeper %d", (int)guard->keeper.peer.pid);
     } else {
         snprintf(guard->outcome.problem, sizeof guard->outcome.problem, "%s", err.message);

@@ -12,7 +12,7 @@
 #include <time.h>
 #include <unistd.h>
 
-enum action { NONE, KILL, STOP, SLEEP, FAIL };
+enum action { NONE, KILL, KILL_BOTH, STOP, SLEEP, FAIL };
 
 /* Weak: a program without a single point has no such section. */
 extern const char *const __start_ls_faults[] __attribute__((weak));
@@ -56,6 +56,8 @@ void ls_fault_choose(const char *spec)
     atomic_store_explicit(passes_left, count ? atol(count) : 1, memory_order_relaxed);
     if (strcmp(what, "kill") == 0) {
         action = KILL;
+    } else if (strcmp(what, "killboth") == 0) {
+        action = KILL_BOTH;
     } else if (strcmp(what, "stop") == 0) {
         action = STOP;
     } else if (strcmp(what, "error") == 0) {
@@ -82,6 +84,9 @@ bool ls_fault_pass(const char *name)
     if (atomic_fetch_sub_explicit(passes_left, 1, memory_order_relaxed) != 1)
         return false;
     switch (action) {
+    case KILL_BOTH:
+        kill(getppid(), SIGKILL);
+        /* fallthrough */
     case KILL:
         kill(getpid(), SIGKILL);
         for (;;)

@@ -7,8 +7,9 @@
  * which the tests are made from, cannot miss a point.
  *
  * LIVESNAP_FAULT=name:action[:n] chooses one; it fires at the n-th time (1 unless given) that the
- * point is passed, counted over this process and its children. Actions: kill (SIGKILL), stop
- * (SIGSTOP), sleepMS (such as sleep250), error (LS_FAULT() is true, and the caller fails).
+ * point is passed, counted over this process and its children. Actions: kill (SIGKILL),
+ * killboth (SIGKILL to the parent, then to itself), stop (SIGSTOP), sleepMS (such as sleep250),
+ * error (LS_FAULT() is true, and the caller fails).
  */
 #ifndef LS_COMMON_FAULT_H
 #define LS_COMMON_FAULT_H

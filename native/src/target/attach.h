@@ -1,0 +1,52 @@
+/* SPDX-License-Identifier: GPL-3.0-or-later */
+/* The parts of attaching, for one another, `features` and tests; the interface is target.h. */
+#ifndef LS_TARGET_ATTACH_H
+#define LS_TARGET_ATTACH_H
+
+#include "target/target.h"
+#include "target/tracee.h"
+
+enum ls_attach_job {
+    LS_JOB_CHECK,  /* only ask the seccomp filters */
+    LS_JOB_TIDY,   /* only close what an earlier attempt left */
+    LS_JOB_ATTACH, /* get a userfaultfd */
+};
+
+/* Does `job` in a child process, on thread `tid` of `pid`. `out` is only for LS_JOB_ATTACH. */
+int ls_attach_run(pid_t pid, pid_t tid, enum ls_attach_job job, enum ls_attach_how how,
+                  struct ls_attach_result *out, struct ls_error *err);
+
+/* What can be known without stopping the target: calls `each` for every reason why attaching is
+ * not possible. -1 only if the target does not exist. */
+int ls_attach_reasons(pid_t pid, pid_t tid,
+                      void (*each)(const char *reason, const char *message, void *opaque),
+                      void *opaque, struct ls_error *err);
+
+/* Which calls the target's filters refuse; bit n stands for enum ls_arch_call n. */
+unsigned ls_attach_refused_calls(const struct ls_tracee *t, enum ls_attach_how how,
+                                 bool have_device);
+
+/* ---- descriptors of the target ---- */
+
+/* /dev/userfaultfd: its device number, or 0 if this kernel has none. */
+dev_t ls_uffd_device(void);
+
+/* /dev/userfaultfd, open with flags that mark it as ours wherever it is found; -1 and errno. */
+int ls_uffd_device_open(void);
+
+/* A descriptor of the target for /dev/userfaultfd that is not marked, or -1. */
+int ls_target_find_device(pid_t pid, dev_t device);
+
+/* What an attacher that died left in the target: the numbers, at most `max`; returns how many. */
+size_t ls_target_strays(pid_t pid, int *fds, size_t max);
+
+/* ---- what this host and this process may ---- */
+
+bool ls_have_cap_sys_ptrace(void);
+int ls_yama_scope(void); /* 0 where there is no Yama */
+bool ls_have_pidfd_getfd(void);
+
+int ls_pidfd_open(pid_t pid);
+int ls_pidfd_getfd(int pidfd, int fd);
+
+#endif

@@ -1,0 +1,19 @@
+/* SPDX-License-Identifier: GPL-3.0-or-later */
+/* Steps of the attacher, each on a stopped and (but for the first) parked thread. */
+#ifndef LS_TARGET_ATTACHER_H
+#define LS_TARGET_ATTACHER_H
+
+#include "target/attach.h"
+
+/* LS_REFUSED, reason "seccomp", names the calls that the target's filters do not allow. */
+int ls_attach_check_filters(const struct ls_tracee *t, enum ls_attach_how how, bool have_device,
+                            struct ls_error *err);
+
+/* Closes what an earlier attempt left in the target. */
+int ls_attach_tidy(struct ls_tracee *t, struct ls_error *err);
+
+/* Gets a userfaultfd of the target; all that was opened there for it is closed again. */
+int ls_attach_in_target(struct ls_tracee *t, enum ls_attach_how how, int *uffd,
+                        struct ls_error *err);
+
+#endif

@@ -27,7 +27,7 @@ def link_collection() -> None:
 
 
 link_collection()
-for entry in (str(REPO), str(COLLECTIONS)):
+for entry in (str(REPO / "tests" / "guests"), str(REPO), str(COLLECTIONS)):
     if entry not in sys.path:
         sys.path.insert(0, entry)
 

@@ -1,0 +1,56 @@
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Guests that tests share, and the check that a session leaves the machine as it was."""
+
+from __future__ import annotations
+
+import os
+import sys
+import uuid
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+# lab is imported by this name from every tier; footprint is what the runner compares with as well.
+for entry in (Path(__file__).parent, Path(__file__).parents[1]):
+    if str(entry) not in sys.path:
+        sys.path.insert(0, str(entry))
+
+import footprint  # noqa: E402
+from lab import Guest  # noqa: E402
+
+
+@pytest.fixture(scope="session", autouse=True)
+def same_machine() -> Iterator[None]:
+    """Processes, mounts, loop devices, namespaces, /run/livesnap, /usr/local are as before."""
+    mark = os.environ.setdefault(footprint.MARK, str(uuid.uuid4()))
+    before = footprint.take()
+    running = footprint.marked_processes(mark)
+    yield
+    left = footprint.difference(before, footprint.take())
+    left += [f"process: {line}" for line in footprint.marked_processes(mark) - running]
+    assert not left, "the tests left behind:\n" + "\n".join(left)
+
+
+@pytest.fixture
+def make_guest() -> Iterator[Callable[..., Guest]]:
+    """make_guest(**options): a running guest that is stopped after the test."""
+    guests: list[Guest] = []
+
+    def make(**options: Any) -> Guest:
+        guest = Guest(**options)
+        guests.append(guest)
+        return guest.start()
+
+    yield make
+    for guest in guests:
+        guest.stop()
+
+
+@pytest.fixture(scope="module")
+def guest() -> Iterator[Guest]:
+    """A plain guest for a whole module; its tests leave it running, thawed and with its agent."""
+    with Guest() as running:
+        yield running

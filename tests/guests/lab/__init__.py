@@ -1,0 +1,32 @@
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The laboratory: real test guests, and oracles that judge what was taken of them."""
+
+from __future__ import annotations
+
+from .agent import AgentClient, AgentError
+from .guest import SANDBOX, DiskSpec, Guest, LabError, Options
+from .images import images, kvm_works
+from .oracle import DiskState, RamState, disk_state, judge, ram_state
+from .qmp import QmpClient, QmpError
+from .reach import Reach
+
+__all__ = [
+    "SANDBOX",
+    "AgentClient",
+    "AgentError",
+    "DiskSpec",
+    "DiskState",
+    "Guest",
+    "LabError",
+    "Options",
+    "QmpClient",
+    "QmpError",
+    "RamState",
+    "Reach",
+    "disk_state",
+    "images",
+    "judge",
+    "kvm_works",
+    "ram_state",
+]

@@ -1,0 +1,347 @@
+/* SPDX-License-Identifier: GPL-3.0-or-later */
+/*
+ * The witness: one growing counter, written to each disk and then to each page of a buffer, always
+ * in that order.
+ *
+ * Step k writes a record with k to the disks (in the order of the command line, O_DIRECT and
+ * O_SYNC), reads it back, then writes k to every page of the buffer from the first to the last. So
+ * at any instant the sequence (disk 1, ..., disk n, page 1, ..., page m) is a prefix that holds k
+ * and a rest that holds k - 1. A copy of RAM and disks for which that isn't so, isn't of one
+ * instant. tests/guests/lab/oracle.py reads the same layout out of images.
+ *
+ * usage: witness MIB FILE...     count; a line of JSON on stdout each second
+ *        witness --ask [reset]   ask the one that counts; reset begins a new longest pause
+ */
+#define _GNU_SOURCE
+#include <errno.h>
+#include <fcntl.h>
+#include <inttypes.h>
+#include <poll.h>
+#include <pthread.h>
+#include <stdarg.h>
+#include <stdatomic.h>
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <sys/random.h>
+#include <sys/socket.h>
+#include <sys/stat.h>
+#include <sys/un.h>
+#include <time.h>
+#include <unistd.h>
+
+enum { PAGE = 4096, MAX_DISKS = 8, CHECKED_WHOLE = 16, PAGES_A_CLOCK = 64 };
+
+static const uint64_t RAM_MAGIC = 0x4c5357524d303153;  /* "S10MRWSL" in memory */
+static const uint64_t DISK_MAGIC = 0x4c53574453304b31; /* "1K0SDWSL" in memory */
+
+struct record {
+    uint64_t magic;
+    uint64_t
+        boot; /* random, one for each start of the witness: tells pages of an earlier boot apart */
+    uint64_t index;
+    uint64_t counter;
+    uint64_t fill[PAGE / 8 - 5];
+    uint64_t tail; /* the counter again, written after it */
+};
+
+struct disk {
+    const char *path;
+    int fd;
+};
+
+static struct {
+    uint64_t boot;
+    size_t pages, disks;
+    struct record *buffer;
+    struct disk disk[MAX_DISKS];
+    /* Written by the counting thread, read by the reporting one; each stands alone, so relaxed
+     * order is enough. */
+    _Atomic uint64_t counter, longest_pause_ns, last_step_ns, errors;
+    _Atomic bool ready;
+    pthread_mutex_t lock; /* protects error */
+    char error[256];
+} state = {.lock = PTHREAD_MUTEX_INITIALIZER};
+
+static uint64_t now_ns(void)
+{
+    struct timespec ts;
+    clock_gettime(CLOCK_MONOTONIC, &ts);
+    return (uint64_t)ts.tv_sec * 1000000000u + (uint64_t)ts.tv_nsec;
+}
+
+/* The first thing found wrong is kept: what follows is mostly its consequence. */
+__attribute__((format(printf, 1, 2))) static void broken(const char *format, ...)
+{
+    pthread_mutex_lock(&state.lock);
+    if (atomic_fetch_add_explicit(&state.errors, 1, memory_order_relaxed) == 0) {
+        va_list args;
+        va_start(args, format);
+        vsnprintf(state.error, sizeof(state.error), format, args);
+        va_end(args);
+    }
+    pthread_mutex_unlock(&state.lock);
+}
+
+static uint64_t fill_word(uint64_t index, size_t word)
+{
+    /* The same for eight words: compresses somewhat, as real memory does, and is no page of zeros.
+     */
+    uint64_t x = (index * 0x9e3779b97f4a7c15u) ^ (word / 8 * 0xbf58476d1ce4e5b9u);
+    return x ^ (x >> 29);
+}
+
+/* Time passed since the last call, if it's the longest so far. */
+static void tick(void)
+{
+    uint64_t now = now_ns();
+    uint64_t last = atomic_load_explicit(&state.last_step_ns, memory_order_relaxed);
+    uint64_t longest = atomic_load_explicit(&state.longest_pause_ns, memory_order_relaxed);
+    while (now - last > longest &&
+           !atomic_compare_exchange_weak_explicit(&state.longest_pause_ns, &longest, now - last,
+                                                  memory_order_relaxed, memory_order_relaxed))
+        ;
+    atomic_store_explicit(&state.last_step_ns, now, memory_order_relaxed);
+}
+
+static void fill_page(struct record *page, uint64_t magic, uint64_t index, uint64_t counter)
+{
+    page->magic = magic;
+    page->boot = state.boot;
+    page->index = index;
+    page->counter = counter;
+    for (size_t word = 0; word < sizeof(page->fill) / 8; word++)
+        page->fill[word] = fill_word(index, word);
+    page->tail = counter;
+}
+
+/* Counters are checked on every page; all bytes on a few, another few each time. */
+static void check_whole(const struct record *page, uint64_t index)
+{
+    for (size_t word = 0; word < sizeof(page->fill) / 8; word++) {
+        if (page->fill[word] != fill_word(index, word)) {
+            broken("page %" PRIu64 ", word %zu: %" PRIx64 " instead of %" PRIx64, index, word,
+                   page->fill[word], fill_word(index, word));
+            return;
+        }
+    }
+}
+
+static void write_ram(uint64_t counter)
+{
+    for (size_t i = 0; i < state.pages; i++) {
+        volatile struct record *page = &state.buffer[i];
+        if (page->magic != RAM_MAGIC || page->boot != state.boot || page->index != i)
+            broken("page %zu isn't ours any more: magic %" PRIx64 ", index %" PRIu64, i,
+                   page->magic, page->index);
+        if (page->counter != counter - 1 || page->tail != counter - 1)
+            broken("page %zu holds %" PRIu64 " and %" PRIu64 " instead of %" PRIu64, i,
+                   page->counter, page->tail, counter - 1);
+        page->counter = counter;
+        page->tail = counter;
+        if (i % PAGES_A_CLOCK == 0)
+            tick();
+    }
+    for (size_t n = 0; n < CHECKED_WHOLE && n < state.pages; n++) {
+        size_t i = (counter * CHECKED_WHOLE + n) % state.pages;
+        check_whole(&state.buffer[i], i);
+    }
+}
+
+static void write_disk(const struct disk *disk, struct record *record, uint64_t counter)
+{
+    record->counter = counter;
+    record->tail = counter;
+    if (pwrite(disk->fd, record, PAGE, 0) != PAGE) {
+        broken("%s: writing %" PRIu64 ": %s", disk->path, counter, strerror(errno));
+        return;
+    }
+    tick();
+    record->counter = 0;
+    record->tail = 0;
+    if (pread(disk->fd, record, PAGE, 0) != PAGE)
+        broken("%s: reading back: %s", disk->path, strerror(errno));
+    else if (record->magic != DISK_MAGIC || record->boot != state.boot ||
+             record->counter != counter || record->tail != counter)
+        broken("%s: reads %" PRIu64 " after %" PRIu64 " was written", disk->path, record->counter,
+               counter);
+}
+
+/* The counter on a disk, 0 on a fresh one. Its file has one page, written in place from then on. */
+static uint64_t open_disk(struct disk *disk, struct record *record, uint64_t index)
+{
+    disk->fd = open(disk->path, O_RDWR | O_CREAT | O_DIRECT | O_SYNC | O_CLOEXEC, 0600);
+    if (disk->fd < 0) {
+        broken("%s: %s", disk->path, strerror(errno));
+        return 0;
+    }
+    ssize_t length = pread(disk->fd, record, PAGE, 0);
+    if (length == 0)
+        return 0;
+    if (length != PAGE || record->magic != DISK_MAGIC || record->index != index ||
+        record->counter != record->tail) {
+        broken("%s: isn't a record of ours", disk->path);
+        return 0;
+    }
+    return record->counter;
+}
+
+static void *count(void *unused)
+{
+    (void)unused;
+    struct record *record[MAX_DISKS];
+    uint64_t counter = 0;
+    atomic_store_explicit(&state.last_step_ns, now_ns(), memory_order_relaxed);
+    for (size_t i = 0; i < state.disks; i++) {
+        record[i] = aligned_alloc(PAGE, PAGE);
+        uint64_t found = open_disk(&state.disk[i], record[i], i);
+        if (found > counter)
+            counter = found;
+    }
+    for (size_t i = 0; i < state.pages; i++)
+        fill_page(&state.buffer[i], RAM_MAGIC, i, counter);
+    for (size_t i = 0; i < state.disks; i++) {
+        fill_page(record[i], DISK_MAGIC, i, counter);
+        if (state.disk[i].fd >= 0)
+            write_disk(&state.disk[i], record[i], counter);
+    }
+    atomic_store_explicit(&state.longest_pause_ns, 0, memory_order_relaxed);
+    atomic_store_explicit(&state.last_step_ns, now_ns(), memory_order_relaxed);
+    atomic_store_explicit(&state.ready, true, memory_order_relaxed);
+    /* After an error it stands still: what was found is to be looked at, and can't be mistaken for
+     * progress. */
+    while (atomic_load_explicit(&state.errors, memory_order_relaxed) == 0) {
+        counter++;
+        for (size_t i = 0; i < state.disks; i++)
+            write_disk(&state.disk[i], record[i], counter);
+        write_ram(counter);
+        atomic_store_explicit(&state.counter, counter, memory_order_relaxed);
+    }
+    return NULL;
+}
+
+static int report(char *out, size_t size, double rate)
+{
+    uint64_t now = now_ns();
+    uint64_t last = atomic_load_explicit(&state.last_step_ns, memory_order_relaxed);
+    uint64_t longest = atomic_load_explicit(&state.longest_pause_ns, memory_order_relaxed);
+    uint64_t errors = atomic_load_explicit(&state.errors, memory_order_relaxed);
+    bool ready = atomic_load_explicit(&state.ready, memory_order_relaxed);
+    uint64_t still = ready && now > last ? now - last : 0;
+    char error[sizeof(state.error)];
+    pthread_mutex_lock(&state.lock);
+    memcpy(error, state.error, sizeof(error));
+    pthread_mutex_unlock(&state.lock);
+    return snprintf(out, size,
+                    "{\"boot\":\"%016" PRIx64 "\",\"counter\":%" PRIu64
+                    ",\"rate\":%.1f,\"longest_pause_ms\":%.1f,"
+                    "\"still_ms\":%.1f,\"intact\":%s,\"ready\":%s,\"pages\":%zu,\"disks\":%zu,"
+                    "\"uptime_s\":%.1f,"
+                    "\"error\":\"%s\"}\n",
+                    state.boot, atomic_load_explicit(&state.counter, memory_order_relaxed), rate,
+                    (double)(still > longest ? still : longest) / 1e6, (double)still / 1e6,
+                    errors ? "false" : "true", ready ? "true" : "false", state.pages, state.disks,
+                    (double)now / 1e9, error);
+}
+
+static socklen_t address(struct sockaddr_un *name)
+{
+    static const char abstract[] = "\0witness";
+    memset(name, 0, sizeof(*name));
+    name->sun_family = AF_UNIX;
+    memcpy(name->sun_path, abstract, sizeof(abstract) - 1);
+    return (socklen_t)(offsetof(struct sockaddr_un, sun_path) + sizeof(abstract) - 1);
+}
+
+static void answer(int listener, double rate)
+{
+    char request[16] = "", text[1024];
+    int fd = accept4(listener, NULL, NULL, SOCK_CLOEXEC);
+    if (fd < 0)
+        return;
+    ssize_t length = read(fd, request, sizeof(request) - 1);
+    int size = report(text, sizeof(text), rate);
+    if (length > 0 && strcmp(request, "reset") == 0)
+        atomic_store_explicit(&state.longest_pause_ns, 0, memory_order_relaxed);
+    if (write(fd, text, (size_t)size) != size)
+        perror("witness: answer");
+    close(fd);
+}
+
+static void print_and_answer(int listener)
+{
+    uint64_t since = now_ns(), before = 0;
+    double rate = 0;
+    for (;;) {
+        uint64_t now = now_ns();
+        if (now - since >= 1000000000u) {
+            uint64_t counter = atomic_load_explicit(&state.counter, memory_order_relaxed);
+            rate = before ? (double)(counter - before) * 1e9 / (double)(now - since) : 0;
+            before = counter;
+            since = now;
+            /* One write a line: the kernel's own messages come between lines, not inside. */
+            char line[1100] = "witness ";
+            int size = report(line + 8, sizeof(line) - 8, rate);
+            if (write(STDOUT_FILENO, line, (size_t)size + 8) < 0)
+                _exit(1);
+            now = now_ns();
+        }
+        struct pollfd wait = {.fd = listener, .events = POLLIN};
+        uint64_t left = now - since < 1000000000u ? 1000000000u - (now - since) : 0;
+        if (poll(&wait, 1, (int)(left / 1000000) + 1) > 0)
+            answer(listener, rate);
+    }
+}
+
+static int ask(const char *request)
+{
+    struct sockaddr_un name;
+    socklen_t length = address(&name);
+    int fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
+    if (fd < 0 || connect(fd, (struct sockaddr *)&name, length) < 0 ||
+        write(fd, request, strlen(request)) < 0) {
+        perror("witness: ask");
+        return 1;
+    }
+    char text[1024];
+    ssize_t size = read(fd, text, sizeof(text));
+    return size > 0 && write(STDOUT_FILENO, text, (size_t)size) == size ? 0 : 1;
+}
+
+int main(int argc, char **argv)
+{
+    if (argc >= 2 && strcmp(argv[1], "--ask") == 0)
+        return ask(argc > 2 ? argv[2] : "state");
+    if (argc < 2 || argc - 2 > MAX_DISKS) {
+        fprintf(stderr, "usage: witness MIB FILE... | witness --ask [reset]\n");
+        return 2;
+    }
+    state.pages = strtoul(argv[1], NULL, 10) * (1048576 / PAGE);
+    state.disks = (size_t)argc - 2;
+    for (size_t i = 0; i < state.disks; i++)
+        state.disk[i] = (struct disk){.path = argv[i + 2], .fd = -1};
+    if (getrandom(&state.boot, sizeof(state.boot), GRND_INSECURE) != sizeof(state.boot))
+        return 1;
+    /* Locked, so that the kernel doesn't move pages and leave stale copies of them behind. */
+    state.buffer = mmap(NULL, state.pages * PAGE, PROT_READ | PROT_WRITE,
+                        MAP_PRIVATE | MAP_ANONYMOUS | MAP_LOCKED | MAP_POPULATE, -1, 0);
+    if (state.pages == 0 || state.buffer == MAP_FAILED) {
+        perror("witness: buffer");
+        return 1;
+    }
+    struct sockaddr_un name;
+    socklen_t length = address(&name);
+    int listener = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
+    if (listener < 0 || bind(listener, (struct sockaddr *)&name, length) < 0 ||
+        listen(listener, 8) < 0) {
+        perror("witness: socket");
+        return 1;
+    }
+    pthread_t counting;
+    if (pthread_create(&counting, NULL, count, NULL) != 0)
+        return 1;
+    print_and_answer(listener);
+}

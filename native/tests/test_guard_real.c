@@ -39,7 +39,8 @@ static pid_t start_qemu(const char *qmp)
         dup2(null, 1);
         snprintf(chardev, sizeof chardev, "unix:%s,server=on,wait=off", qmp);
         execlp("qemu-system-x86_64", "qemu-system-x86_64", "-machine", "pc,accel=tcg", "-m", "16",
-               "-nodefaults", "-display", "none", "-qmp", chardev, (char *)NULL);
+               "-nodefaults", "-no-reboot", "-no-shutdown", "-display", "none", "-qmp", chardev,
+               (char *)NULL);
         _exit(127);
     }
     return pid;
@@ -293,6 +294,23 @@ static void qemu_is_killed(void **state)
     clear_scene(&scene);
 }
 
+static void nobody_is_thawed_in_a_guest_that_is_off(void **state)
+{
+    struct scene scene;
+    char status[32];
+
+    (void)state;
+    set_scene(&scene, &(struct play){.until = STOPPED, .deadline_ms = 60000, .with_agent = true});
+    kill(scene.owner, SIGKILL);
+    ls_sleep_ms(300); /* there is no agent: it tries on */
+    assert_int_equal(lab_wait(scene.guard, 0), -2);
+    ask(scene.qmp, "system_reset", status, sizeof status); /* with -no-reboot: it shuts down */
+    assert_int_equal(lab_wait(scene.guard, 3000), LS_GUARD_UNDID);
+    expect_status(&scene, "shutdown");
+    expect_report(&scene, "owner died", true, false);
+    clear_scene(&scene);
+}
+
 static void before_the_bracket_nothing_is_touched(void **state)
 {
     struct scene scene;
@@ -451,6 +469,7 @@ int main(void)
         cmocka_unit_test(guest_that_was_paused_stays_paused),
         cmocka_unit_test(hung_owner_is_killed_by_the_deadline),
         cmocka_unit_test(qemu_is_killed),
+        cmocka_unit_test(nobody_is_thawed_in_a_guest_that_is_off),
         cmocka_unit_test(before_the_bracket_nothing_is_touched),
         cmocka_unit_test(after_running_nothing_is_touched),
         cmocka_unit_test(another_client_delays_it_only),

@@ -83,9 +83,8 @@ static int resume(struct ls_guard *guard, struct ls_error *err)
 {
     struct ls_outcome *outcome = &guard->outcome;
     const int64_t until = ls_now_ms() + RESUME_MS;
-    LS_AUTO_QMP struct ls_qmp qmp;
+    LS_AUTO_QMP struct ls_qmp qmp = {.wire = LS_WIRE_NONE};
 
-    qmp.wire = (struct ls_wire)LS_WIRE_NONE;
     if (ls_qmp_open(&qmp, guard->qmp_socket, until, err) != 0 ||
         ls_qmp_status(&qmp, outcome->status, sizeof outcome->status, until, err) != 0)
         return -1;
@@ -115,6 +114,25 @@ static int thaw(struct ls_guard *guard, struct ls_error *err)
         ls_log(LOG_NOTICE, "thawed the guest's file systems");
     }
     return 0;
+}
+
+/* The guest does not run any more, so nobody in it can be waited for. */
+static bool is_over(struct ls_guard *guard)
+{
+    static const char *const ends[] = {"shutdown", "guest-panicked", "internal-error",
+                                       "postmigrate"};
+    struct ls_outcome *outcome = &guard->outcome;
+    const int64_t until = ls_now_ms() + RESUME_MS;
+    LS_AUTO_QMP struct ls_qmp qmp = {.wire = LS_WIRE_NONE};
+    struct ls_error err;
+
+    if (ls_qmp_open(&qmp, guard->qmp_socket, until, &err) != 0 ||
+        ls_qmp_status(&qmp, outcome->status, sizeof outcome->status, until, &err) != 0)
+        return false;
+    for (size_t i = 0; i < sizeof ends / sizeof *ends; i++)
+        if (strcmp(outcome->status, ends[i]) == 0)
+            return true;
+    return false;
 }
 
 /* Waits before the next try. False: SIGTERM came. */
@@ -172,8 +190,10 @@ void ls_undo(struct ls_guard *guard, const char *reason)
         }
         if (running && !thawed) {
             thawed = thaw(guard, &err) == 0;
-            if (!thawed)
+            if (!thawed) {
                 note(guard, "thaw the guest", &err);
+                thawed = is_over(guard);
+            }
         }
         if (running && thawed && released)
             break;

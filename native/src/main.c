@@ -16,6 +16,10 @@ struct command {
 static const struct command commands[] = {
     {"guard", ls_cmd_guard, "undo a bracket whose owner died, watch the keeper"},
     {"ksm", ls_cmd_ksm, "put KSM back if captures that paused it have died"},
+    {"info", ls_cmd_info, "what a RAM image says of itself"},
+    {"verify", ls_cmd_verify, "read a RAM image whole and check it"},
+    {"read", ls_cmd_read, "guest memory out of a RAM image"},
+    {"export", ls_cmd_export, "a migration stream for QEMU, or the blocks as files"},
 #ifdef LS_FAULTS
     {"faults", ls_cmd_faults, "list the fault points of this test build"},
 #endif

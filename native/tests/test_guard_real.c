@@ -24,6 +24,7 @@ struct play {
     int deadline_ms;
     bool was_paused; /* the guest is paused by its operator */
     bool with_agent;
+    bool reset;       /* somebody resets the guest while it is stopped */
     int start_offset; /* added to QEMU's start time */
 };
 
@@ -39,8 +40,7 @@ static pid_t start_qemu(const char *qmp)
         dup2(null, 1);
         snprintf(chardev, sizeof chardev, "unix:%s,server=on,wait=off", qmp);
         execlp("qemu-system-x86_64", "qemu-system-x86_64", "-machine", "pc,accel=tcg", "-m", "16",
-               "-nodefaults", "-no-reboot", "-no-shutdown", "-display", "none", "-qmp", chardev,
-               (char *)NULL);
+               "-nodefaults", "-display", "none", "-qmp", chardev, (char *)NULL);
         _exit(127);
     }
     return pid;
@@ -142,6 +142,9 @@ _Noreturn static void be_owner(const struct scene *scene, const struct play *pla
     if (play->until >= STOPPED &&
         ls_qmp_execute(&qmp, "stop", NULL, ls_now_ms() + 5000, NULL, &err) != 0)
         _exit(5);
+    if (play->reset &&
+        ls_qmp_execute(&qmp, "system_reset", NULL, ls_now_ms() + 5000, NULL, &err) != 0)
+        _exit(7);
     if (play->until >= RUNNING) {
         if (ls_qmp_execute(&qmp, "cont", NULL, ls_now_ms() + 5000, NULL, &err) != 0)
             _exit(6);
@@ -230,6 +233,19 @@ static void owner_is_killed_while_stopped(void **state)
     clear_scene(&scene);
 }
 
+static void guest_that_was_reset_meanwhile_is_resumed(void **state)
+{
+    struct scene scene;
+
+    (void)state;
+    set_scene(&scene, &(struct play){.until = STOPPED, .deadline_ms = 60000, .reset = true});
+    kill(scene.owner, SIGKILL);
+    assert_int_equal(lab_wait(scene.guard, 2000), LS_GUARD_UNDID);
+    expect_status(&scene, "running");
+    expect_report(&scene, "owner died", true, false);
+    clear_scene(&scene);
+}
+
 static void owner_is_killed_before_stop(void **state)
 {
     struct scene scene;
@@ -296,7 +312,10 @@ static void qemu_is_killed(void **state)
 
 static void nobody_is_thawed_in_a_guest_that_is_off(void **state)
 {
+    json_t *actions = json_pack("{ss ss}", "reboot", "shutdown", "shutdown", "pause");
     struct scene scene;
+    struct ls_error err;
+    struct ls_qmp qmp;
     char status[32];
 
     (void)state;
@@ -304,7 +323,12 @@ static void nobody_is_thawed_in_a_guest_that_is_off(void **state)
     kill(scene.owner, SIGKILL);
     ls_sleep_ms(300); /* there is no agent: it tries on */
     assert_int_equal(lab_wait(scene.guard, 0), -2);
-    ask(scene.qmp, "system_reset", status, sizeof status); /* with -no-reboot: it shuts down */
+    assert_int_equal(ls_qmp_open(&qmp, scene.qmp, ls_now_ms() + 5000, &err), 0);
+    assert_int_equal(ls_qmp_execute(&qmp, "set-action", actions, ls_now_ms() + 1000, NULL, &err),
+                     0);
+    ls_qmp_close(&qmp);
+    json_decref(actions);
+    ask(scene.qmp, "system_reset", status, sizeof status);
     assert_int_equal(lab_wait(scene.guard, 3000), LS_GUARD_UNDID);
     expect_status(&scene, "shutdown");
     expect_report(&scene, "owner died", true, false);
@@ -466,6 +490,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(owner_is_killed_while_stopped),
         cmocka_unit_test(owner_is_killed_before_stop),
+        cmocka_unit_test(guest_that_was_reset_meanwhile_is_resumed),
         cmocka_unit_test(guest_that_was_paused_stays_paused),
         cmocka_unit_test(hung_owner_is_killed_by_the_deadline),
         cmocka_unit_test(qemu_is_killed),

@@ -75,9 +75,16 @@ static bool passes(const char *status)
            strcmp(status, "restore-vm") == 0;
 }
 
+/* A guest that was running and now is in one of these was stopped by the bracket. It is "prelaunch"
+ * when it was reset meanwhile. */
+static bool was_stopped(const char *status)
+{
+    return strcmp(status, "paused") == 0 || strcmp(status, "prelaunch") == 0;
+}
+
 /*
- * 0: nothing (more) is to be done. Only a guest that is "paused" is resumed: any other state, such
- * as io-error or guest-panicked, is not the bracket's work.
+ * 0: nothing (more) is to be done. Other states of a guest that stands still, such as io-error or
+ * guest-panicked, are not the bracket's work.
  */
 static int resume(struct ls_guard *guard, struct ls_error *err)
 {
@@ -88,12 +95,13 @@ static int resume(struct ls_guard *guard, struct ls_error *err)
     if (ls_qmp_open(&qmp, guard->qmp_socket, until, err) != 0 ||
         ls_qmp_status(&qmp, outcome->status, sizeof outcome->status, until, err) != 0)
         return -1;
-    if (strcmp(outcome->status, "paused") == 0) {
+    if (was_stopped(outcome->status)) {
         if (ls_qmp_execute(&qmp, "cont", NULL, until, NULL, err) != 0 ||
             ls_qmp_status(&qmp, outcome->status, sizeof outcome->status, until, err) != 0)
             return -1;
-        if (strcmp(outcome->status, "paused") == 0)
-            return ls_fail(err, LS_INTERNAL, "paused", "the guest is paused after 'cont'");
+        if (was_stopped(outcome->status))
+            return ls_fail(err, LS_INTERNAL, "paused", "the guest is '%s' after 'cont'",
+                           outcome->status);
         outcome->resumed = true;
         ls_log(LOG_NOTICE, "resumed the guest; it is '%s'", outcome->status);
         return 0;

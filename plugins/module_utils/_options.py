@@ -1,0 +1,144 @@
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The one table of the options that modules, roles and documentation share.
+
+Modules take their argument specification from here, and a test checks the documentation of the modules and the argument
+specifications of the roles against it. Private to this collection.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import Any, Dict, List, Optional, Tuple
+
+DEFAULT_STORE = "/var/lib/livesnap"
+
+NAME_PATTERN = r"[A-Za-z0-9][A-Za-z0-9._+-]{0,127}"
+
+
+@dataclass(frozen=True)
+class Option:
+    """One option, as all the modules that have it understand it."""
+
+    name: str
+    type: str
+    default: Any = None
+    choices: Tuple[str, ...] = ()
+    elements: Optional[str] = None
+    suboptions: Tuple[Option, ...] = ()
+    required: bool = False
+    # A role passes it on as <role>_<option>, unless the role makes its value itself.
+    role: bool = True
+
+    def spec(self) -> Dict[str, Any]:
+        """The option as AnsibleModule wants it."""
+        spec: Dict[str, Any] = {"type": self.type}
+        if self.required:
+            spec["required"] = True
+        if self.default is not None:
+            spec["default"] = self.default
+        if self.choices:
+            spec["choices"] = list(self.choices)
+        if self.elements:
+            spec["elements"] = self.elements
+        if self.suboptions:
+            spec["options"] = {option.name: option.spec() for option in self.suboptions}
+        return spec
+
+
+GUEST = Option("guest", "str", required=True, role=False)
+NAME = Option("name", "str", required=True, role=False)
+STORE = Option("store", "path", DEFAULT_STORE)
+STATE = Option("state", "str", "present", ("present", "absent"), role=False)
+
+DISKS = Option(
+    "disks", "list", elements="dict",
+    suboptions=(
+        Option("match", "str", required=True),
+        Option("scheme", "str", "auto", ("auto", "backup", "none")),
+    ),
+)
+
+SNAPSHOT: Tuple[Option, ...] = (
+    GUEST,
+    NAME,
+    STATE,
+    STORE,
+    Option("qmp_socket", "path"),
+    Option("agent_socket", "path"),
+    Option("memory", "bool", True),
+    Option("engine", "str", "auto", ("auto", "uffd")),
+    Option("disk_scheme", "str", "auto", ("auto", "backup")),
+    DISKS,
+    Option("freeze", "str", "auto", ("auto", "required", "never")),
+    Option("freeze_timeout", "int", 5),
+    Option("deadline", "int", 9),
+    Option("lock_timeout", "int", 60),
+    Option("timeout", "int", 0),
+    Option("compression", "str", "lz4", ("none", "lz4", "zstd")),
+    Option("compression_level", "int"),
+    Option("staging", "str", "auto"),
+    Option("workers", "int", 0),
+    Option("bandwidth", "bytes", 0),
+    Option("schedule", "str"),
+    Option("slot", "str", role=False),
+    Option("labels", "list", elements="str"),
+    Option("pinned", "bool"),
+)
+
+INFO: Tuple[Option, ...] = (
+    STORE,
+    Option("guest", "str"),
+    Option("query", "str"),
+)
+
+CLONE: Tuple[Option, ...] = (
+    GUEST,
+    Option("snapshot", "str"),
+    NAME,
+    STATE,
+    STORE,
+    Option("network", "bool", False),
+    Option("lazy", "bool", True),
+)
+
+RECOVER: Tuple[Option, ...] = (
+    STORE,
+    Option("guest", "str"),
+    Option("state", "str", "recovered", ("recovered",)),
+)
+
+HELPER: Tuple[Option, ...] = (STATE,)
+
+MODULES: Dict[str, Tuple[Option, ...]] = {
+    "livesnap": SNAPSHOT,
+    "livesnap_clone": CLONE,
+    "livesnap_helper": HELPER,
+    "livesnap_info": INFO,
+    "livesnap_recover": RECOVER,
+}
+
+# Set by the action plugin, never by users; Ansible leaves options that begin with an underscore out of documentation.
+INTERNAL: Dict[str, Dict[str, Any]] = {"_livesnap_helper": {"type": "path"}}
+
+
+def argument_spec(module: str) -> Dict[str, Any]:
+    """The argument specification of a module by its short name."""
+    spec = {option.name: option.spec() for option in MODULES[module]}
+    if module != "livesnap_info":
+        spec.update(INTERNAL)
+    return spec
+
+
+def check_name(name: str, what: str = "name") -> List[str]:
+    """What is wrong with a name that becomes a folder of the store; empty when nothing is."""
+    problems = []
+    if not re.fullmatch(NAME_PATTERN, name):
+        problems.append(
+            f"{what} '{name}' is not usable: it must begin with a letter or digit, hold only letters, digits "
+            "and . _ + -, and have 128 characters at most"
+        )
+    elif name.endswith(".partial"):
+        problems.append(f"{what} '{name}' is not usable: .partial at its end marks an unfinished snapshot")
+    return problems

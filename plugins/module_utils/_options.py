@@ -8,13 +8,10 @@ specifications of the roles against it. Private to this collection.
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
-from typing import Any, Dict, List, Optional, Tuple
+from typing import Any, Dict, Optional, Tuple
 
 DEFAULT_STORE = "/var/lib/livesnap"
-
-NAME_PATTERN = r"[A-Za-z0-9][A-Za-z0-9._+-]{0,127}"
 
 
 @dataclass(frozen=True)
@@ -81,6 +78,7 @@ SNAPSHOT: Tuple[Option, ...] = (
     Option("staging", "str", "auto"),
     Option("workers", "int", 0),
     Option("bandwidth", "bytes", 0),
+    Option("ksm", "str", "pause", ("pause", "refuse")),
     Option("schedule", "str"),
     Option("slot", "str", role=False),
     Option("labels", "list", elements="str"),
@@ -130,15 +128,3 @@ def argument_spec(module: str) -> Dict[str, Any]:
         spec.update(INTERNAL)
     return spec
 
-
-def check_name(name: str, what: str = "name") -> List[str]:
-    """What is wrong with a name that becomes a folder of the store; empty when nothing is."""
-    problems = []
-    if not re.fullmatch(NAME_PATTERN, name):
-        problems.append(
-            f"{what} '{name}' is not usable: it must begin with a letter or digit, hold only letters, digits "
-            "and . _ + -, and have 128 characters at most"
-        )
-    elif name.endswith(".partial"):
-        problems.append(f"{what} '{name}' is not usable: .partial at its end marks an unfinished snapshot")
-    return problems

@@ -1,0 +1,413 @@
+#!/usr/bin/python
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+from __future__ import annotations
+
+DOCUMENTATION = r"""
+module: livesnap
+short_description: Snapshots of running QEMU guests, disks and RAM of one instant
+version_added: 0.1.0
+author:
+  - The livesnap authors
+description:
+  - Takes a snapshot of a running QEMU guest. Its disks, the state of its devices and all of its RAM are of the same
+    instant, although the guest runs on while its RAM is copied.
+  - A snapshot is complete and checked, or it does not exist.
+  - Whatever fails, the guest ends as it was found, running or paused, and thawed.
+  - Killing the task after the instant does not abort the snapshot. It completes by itself, and the next run of the same
+    name returns it unchanged.
+options:
+  guest:
+    description: Name of the guest in the store.
+    type: str
+    required: true
+  name:
+    description:
+      - Name of the snapshot. Letters, digits and any of C(. _ + -), beginning with a letter or digit, 128 characters at
+        most, not ending in C(.partial).
+    type: str
+    required: true
+  state:
+    description:
+      - V(present) takes the snapshot if there is none of that name. On a complete one it brings O(labels) and O(pinned)
+        to what was given, and changes nothing else. It never replaces a snapshot.
+      - V(absent) removes it. One that is in progress is aborted.
+    type: str
+    choices: [present, absent]
+    default: present
+  store:
+    description: Directory of the snapshots on the hypervisor.
+    type: path
+    default: /var/lib/livesnap
+  qmp_socket:
+    description: The guest's QMP socket on the hypervisor. Needed for V(present).
+    type: path
+  agent_socket:
+    description: The socket of the guest's agent on the hypervisor. Without it file systems are not frozen.
+    type: path
+  memory:
+    description: Whether RAM is part of the snapshot.
+    type: bool
+    default: true
+  engine:
+    description:
+      - How RAM is captured. V(uffd) write-protects it from outside of QEMU.
+      - V(auto) takes the first engine that can, and fails with the reasons where none can.
+    type: str
+    choices: [auto, uffd]
+    default: auto
+  disk_scheme:
+    description:
+      - How disks are captured. V(backup) copies each disk into the store, and leaves the disk's own chain as it is.
+      - V(auto) is V(backup).
+    type: str
+    choices: [auto, backup]
+    default: auto
+  disks:
+    description:
+      - What is done with which disk. The first entry that matches wins.
+      - Without it every writable disk is part of the snapshot.
+    type: list
+    elements: dict
+    suboptions:
+      match:
+        description: Device id, node name, target or serial of a disk.
+        type: str
+        required: true
+      scheme:
+        description: As O(disk_scheme). V(none) leaves the disk out.
+        type: str
+        choices: [auto, backup, none]
+        default: auto
+  freeze:
+    description:
+      - Whether the guest's agent freezes its file systems for the instant. V(auto) tries, and says what came of it.
+      - V(required) fails, without a snapshot, where they could not be frozen. V(never) does not try.
+    type: str
+    choices: [auto, required, never]
+    default: auto
+  freeze_timeout:
+    description: Seconds that freezing may take.
+    type: int
+    default: 5
+  deadline:
+    description:
+      - Seconds from freeze to thaw, after which everything is undone. Above 9 a guest with Windows is likely not
+        consistent, because VSS gives up after 10.
+    type: int
+    default: 9
+  lock_timeout:
+    description: Seconds to wait for another run with the same guest.
+    type: int
+    default: 60
+  timeout:
+    description: Seconds that copying may take after the instant. At its end the snapshot is aborted. 0 is no limit.
+    type: int
+    default: 0
+  compression:
+    description: How RAM is compressed.
+    type: str
+    choices: [none, lz4, zstd]
+    default: lz4
+  compression_level:
+    description: Level of O(compression). Without it that of the library.
+    type: int
+  staging:
+    description: Memory in which RAM is gathered before it is stored, such as V(512M). V(auto) takes what the host can spare.
+    type: str
+    default: auto
+  workers:
+    description: How many threads compress and store. 0 is as many as are useful.
+    type: int
+    default: 0
+  bandwidth:
+    description: Bytes a second that are written to the store at most. 0 is no limit.
+    type: bytes
+    default: 0
+  ksm:
+    description:
+      - What is done where the host merges equal pages of guests (KSM), which would undo the protection of RAM. V(pause) stops
+        that while RAM is captured. V(refuse) fails instead.
+    type: str
+    choices: [pause, refuse]
+    default: pause
+  schedule:
+    description: Name of the schedule that the snapshot was made by. Kept with it.
+    type: str
+  slot:
+    description: Start of the slot that the snapshot was made for, RFC 3339 in UTC. Kept with it.
+    type: str
+  labels:
+    description: Labels of the snapshot. Not given, they stay as they are.
+    type: list
+    elements: str
+  pinned:
+    description: Whether pruning has to keep the snapshot. Not given, it stays as it is.
+    type: bool
+extends_documentation_fragment:
+  - livesnap.qemu.attributes
+attributes:
+  check_mode:
+    support: full
+  diff_mode:
+    support: full
+seealso:
+  - module: livesnap.qemu.livesnap_info
+  - module: livesnap.qemu.livesnap_clone
+  - module: livesnap.qemu.livesnap_recover
+"""
+
+EXAMPLES = r"""
+- name: Take a snapshot, RAM and disks of one instant
+  livesnap.qemu.livesnap:
+    guest: web1
+    name: before-upgrade
+    qmp_socket: /run/guests/web1/qmp.sock
+    agent_socket: /run/guests/web1/agent.sock
+
+- name: Take one only if the file systems could be frozen, and keep it for good
+  livesnap.qemu.livesnap:
+    guest: web1
+    name: month-end
+    qmp_socket: /run/guests/web1/qmp.sock
+    agent_socket: /run/guests/web1/agent.sock
+    freeze: required
+    compression: zstd
+    labels: [audit]
+    pinned: true
+
+- name: Take one of the disks alone, but not of the scratch disk
+  livesnap.qemu.livesnap:
+    guest: web1
+    name: disks-only
+    qmp_socket: /run/guests/web1/qmp.sock
+    memory: false
+    disks:
+      - match: scratch
+        scheme: none
+
+- name: Remove a snapshot
+  livesnap.qemu.livesnap:
+    guest: web1
+    name: before-upgrade
+    state: absent
+"""
+
+RETURN = r"""
+snapshot:
+  description: The snapshot. In check mode RV(snapshot.id) is null, and sizes are estimates.
+  returned: when O(state=present)
+  type: dict
+  contains:
+    id:
+      description: UUID of the snapshot.
+      type: str
+      sample: 4a6f1f5e-52c1-4f3b-8f2a-0f8a5d3c9a10
+    guest:
+      description: The guest's name in the store.
+      type: str
+      sample: web1
+    uuid:
+      description: The guest's UUID as QEMU reports it.
+      type: str
+      sample: 00000000-0000-0000-0000-000000000000
+    name:
+      description: Name of the snapshot.
+      type: str
+      sample: hourly-20261123T0100Z
+    created:
+      description: The instant, RFC 3339 in UTC.
+      type: str
+      sample: "2026-11-23T01:00:03.417Z"
+    path:
+      description: Where it lies on the hypervisor.
+      type: str
+      sample: /var/lib/livesnap/web1/hourly-20261123T0100Z
+    complete:
+      description: Whether everything that was asked for is there. False only in check mode.
+      type: bool
+      sample: true
+    consistency:
+      description: What the state of the disks is worth.
+      type: dict
+      contains:
+        level:
+          description: One of V(crash), V(filesystem) and V(application).
+          type: str
+          sample: filesystem
+        indications:
+          description: What speaks for that, and what was tried in vain.
+          type: list
+          elements: str
+          sample: ["2 file systems frozen"]
+    engine:
+      description: How RAM was captured. Null without RAM.
+      type: str
+      sample: uffd
+    timings:
+      description: How long each step took.
+      type: dict
+      contains:
+        freeze_ms:
+          description: From freeze to thaw, in milliseconds. Null without a freeze.
+          type: float
+          sample: 41.2
+        pause_ms:
+          description: How long the guest stood still, in milliseconds.
+          type: float
+          sample: 12.9
+        disks_ms:
+          description: The transaction over all disks, in milliseconds.
+          type: float
+          sample: 3.4
+        device_state_ms:
+          description: Saving the state of the devices, in milliseconds.
+          type: float
+          sample: 4.1
+        arm_ms:
+          description: Protecting RAM, in milliseconds.
+          type: float
+          sample: 2.2
+        protected_s:
+          description: How long any RAM stayed protected, in seconds.
+          type: float
+          sample: 0.47
+        sweep_s:
+          description: Until RAM was stored, in seconds.
+          type: float
+          sample: 2.31
+        total_s:
+          description: All of it, in seconds.
+          type: float
+          sample: 4.82
+    memory:
+      description: What RAM amounted to. Null without RAM.
+      type: dict
+      contains:
+        bytes:
+          description: Size of the guest's RAM.
+          type: int
+          sample: 268435456
+        zero_bytes:
+          description: How much of it was zero.
+          type: int
+          sample: 112197632
+        stored_bytes:
+          description: Size in the store.
+          type: int
+          sample: 61206528
+        faults:
+          description: How often the guest had to wait because it wrote to a page that was not saved yet.
+          type: int
+          sample: 1834
+        fault_us:
+          description: How long these waits were, in microseconds.
+          type: dict
+          sample: {"p50": 16.0, "p99": 151.0, "max": 402.0}
+    disks:
+      description: The disks that are part of it.
+      type: list
+      elements: dict
+      contains:
+        match:
+          description: The entry of O(disks) that chose it. Null without one.
+          type: str
+          sample: vda
+        node:
+          description: Name of QEMU's block node.
+          type: str
+          sample: disk0
+        scheme:
+          description: How it was captured.
+          type: str
+          sample: backup
+        bytes:
+          description: Size of the disk.
+          type: int
+          sample: 1073741824
+        stored_bytes:
+          description: Size in the store.
+          type: int
+          sample: 201326592
+        file:
+          description: Its image, below RV(snapshot.path).
+          type: str
+          sample: disks/disk0.qcow2
+    restore_blockers:
+      description: What would prevent a restore, as far as that is known now.
+      type: list
+      elements: str
+      sample: []
+    schedule:
+      description: As given.
+      type: str
+      sample: hourly
+    slot:
+      description: As given.
+      type: str
+      sample: "2026-11-23T01:00:00Z"
+    labels:
+      description: Its labels.
+      type: list
+      elements: str
+      sample: [audit]
+    pinned:
+      description: Whether pruning has to keep it.
+      type: bool
+      sample: false
+actions:
+  description: What was done, or would be done in check mode, in order.
+  returned: always
+  type: list
+  elements: str
+  sample: ["took snapshot 'before-upgrade' of guest 'web1'"]
+recovered:
+  description: What an earlier run had left behind and this one put right. Counts as a change.
+  returned: always
+  type: list
+  elements: str
+  sample: []
+"""
+
+from typing import NoReturn
+
+from ansible.module_utils.basic import AnsibleModule
+
+from ..module_utils import _deps
+from ..module_utils._bracket import (
+    SnapshotSpec,
+    plan_removal,
+    plan_snapshot,
+    remove_snapshot,
+    take_snapshot,
+)
+from ..module_utils._errors import LivesnapError
+from ..module_utils._options import argument_spec
+
+
+def main() -> NoReturn:
+    """Arguments, plan, stop here in check mode, apply, describe."""
+    module = AnsibleModule(
+        argument_spec=argument_spec("livesnap"),
+        required_if=[("state", "present", ("qmp_socket",))],
+        supports_check_mode=True,
+    )
+    _deps.ensure(module)
+    plan, apply = (
+        (plan_snapshot, take_snapshot)
+        if module.params["state"] == "present"
+        else (plan_removal, remove_snapshot)
+    )
+    try:
+        spec = SnapshotSpec.of(module.params)
+        result = plan(spec) if module.check_mode else apply(spec)
+    except LivesnapError as error:
+        module.fail_json(msg=str(error), **error.result)
+    for warning in result.pop("warnings", []):
+        module.warn(warning)
+    module.exit_json(**result)
+
+
+if __name__ == "__main__":
+    main()

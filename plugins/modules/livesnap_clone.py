@@ -1,0 +1,104 @@
+#!/usr/bin/python
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+from __future__ import annotations
+
+DOCUMENTATION = r"""
+module: livesnap_clone
+short_description: A running copy of a guest, from one of its snapshots
+version_added: 0.1.0
+author:
+  - The livesnap authors
+description:
+  - Starts a second QEMU from a snapshot, beside the guest that it is of, as the same user and with the same sandbox options.
+  - It writes to overlays of its own. The snapshot stays as it is, and so does the guest.
+  - It has sockets of its own, and no network unless asked for.
+options:
+  guest:
+    description: Name of the guest in the store.
+    type: str
+    required: true
+  snapshot:
+    description: Name of the snapshot. Needed for V(present).
+    type: str
+  name:
+    description: Name of the clone. There is one clone of a name for each guest.
+    type: str
+    required: true
+  state:
+    description: V(absent) ends the clone and leaves nothing of it.
+    type: str
+    choices: [present, absent]
+    default: present
+  store:
+    description: Directory of the snapshots on the hypervisor.
+    type: path
+    default: /var/lib/livesnap
+  network:
+    description: Whether the clone keeps the guest's network cards connected. It then has the guest's addresses as well.
+    type: bool
+    default: false
+  lazy:
+    description: Whether RAM is read from the snapshot when it is first used, where the snapshot can do that. Starts faster.
+    type: bool
+    default: true
+extends_documentation_fragment:
+  - livesnap.qemu.attributes
+attributes:
+  check_mode:
+    support: full
+  diff_mode:
+    support: full
+seealso:
+  - module: livesnap.qemu.livesnap
+"""
+
+EXAMPLES = r"""
+- name: Look at yesterday's state without touching the guest
+  livesnap.qemu.livesnap_clone:
+    guest: web1
+    snapshot: before-upgrade
+    name: look
+
+- name: Away with it
+  livesnap.qemu.livesnap_clone:
+    guest: web1
+    name: look
+    state: absent
+"""
+
+RETURN = r"""
+pid:
+  description: Process id of the clone on the hypervisor. Null in check mode, and when absent.
+  returned: always
+  type: int
+  sample: 4711
+qmp_socket:
+  description: Its QMP socket. Null when absent.
+  returned: always
+  type: str
+  sample: /run/livesnap/clone/web1/look/qmp.sock
+agent_socket:
+  description: The socket of its agent. Null where the guest has none, and when absent.
+  returned: always
+  type: str
+  sample: /run/livesnap/clone/web1/look/agent.sock
+overlays:
+  description: The images that it writes to.
+  returned: always
+  type: list
+  elements: str
+  sample: [/var/lib/livesnap/web1/.clones/look/disk0.qcow2]
+running:
+  description: Whether its processors run.
+  returned: always
+  type: bool
+  sample: true
+actions:
+  description: What was done, or would be done in check mode, in order.
+  returned: always
+  type: list
+  elements: str
+  sample: ["started clone 'look' of guest 'web1' from snapshot 'before-upgrade'"]
+"""

@@ -1,0 +1,113 @@
+#!/usr/bin/python
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+from __future__ import annotations
+
+DOCUMENTATION = r"""
+module: livesnap_info
+short_description: Which snapshots there are, and which are in the making
+version_added: 0.1.0
+author:
+  - The livesnap authors
+description:
+  - Lists the snapshots of a store, newest first, those in the making among them.
+  - A snapshot whose manifest is damaged is listed with the reason in C(problem), and the task goes on.
+options:
+  store:
+    description: Directory of the snapshots on the hypervisor.
+    type: path
+    default: /var/lib/livesnap
+  guest:
+    description: Only snapshots of this guest.
+    type: str
+  query:
+    description: A JMESPath expression over the list of snapshots.
+    type: str
+extends_documentation_fragment:
+  - livesnap.qemu.attributes
+attributes:
+  check_mode:
+    support: full
+  diff_mode:
+    support: N/A
+seealso:
+  - module: livesnap.qemu.livesnap
+"""
+
+EXAMPLES = r"""
+- name: List the snapshots of a guest
+  livesnap.qemu.livesnap_info:
+    guest: web1
+  register: known
+
+- name: Show the names of those that are pinned
+  livesnap.qemu.livesnap_info:
+    query: "[?pinned].[guest, name]"
+"""
+
+RETURN = r"""
+snapshots:
+  description:
+    - The snapshots, newest first. Each is as RV(livesnap.qemu.livesnap#module:snapshot) describes.
+  returned: always
+  type: list
+  elements: dict
+  contains:
+    in_progress:
+      description: Null for a snapshot that is complete.
+      type: dict
+      contains:
+        percent:
+          description: How much of RAM and disks is there, in percent. Null before the instant.
+          type: float
+          sample: 40.0
+        owner:
+          description: Process id, on the hypervisor, of what makes it.
+          type: int
+          sample: 4711
+    problem:
+      description: Why the snapshot can't be used. Not there when it can.
+      type: str
+      sample: manifest.json does not match its checksum
+  sample:
+    - guest: web1
+      name: hourly-20261123T0100Z
+      in_progress: null
+query_result:
+  description: What O(query) came to.
+  returned: when O(query) is given
+  type: raw
+  sample: [["web1", "month-end"]]
+"""
+
+from typing import Any, Dict, NoReturn
+
+from ansible.module_utils.basic import AnsibleModule
+
+from ..module_utils import _deps
+from ..module_utils._errors import LivesnapError
+from ..module_utils._options import argument_spec
+from ..module_utils._store.listing import list_snapshots
+
+
+def main() -> NoReturn:
+    """Reads the store, and nothing else."""
+    module = AnsibleModule(argument_spec=argument_spec("livesnap_info"), supports_check_mode=True)
+    query = module.params["query"]
+    _deps.ensure(module)
+    result: Dict[str, Any] = {"changed": False}
+    try:
+        result["snapshots"] = list_snapshots(module.params["store"], module.params["guest"])
+    except LivesnapError as error:
+        module.fail_json(msg=str(error), **error.result)
+    if query is not None:
+        try:
+            result["query_result"] = _deps.jmespath.search(query, result["snapshots"])
+        except _deps.jmespath.exceptions.JMESPathError as error:
+            module.fail_json(msg=f"query '{query}' is not a JMESPath expression that fits the snapshots: {error}")
+    module.exit_json(**result)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,6 +1,6 @@
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Makes the checkout importable as ansible_collections.livesnap.qemu, and gives all tiers the size of their loops."""
+"""Makes the checkout importable as ansible_collections.livesnap.qemu; sizes of loops."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ COLLECTIONS = REPO / "build" / "collections"
 
 
 def link_collection() -> None:
-    """A tree with one symbolic link in it: Python and Ansible both find the collection there, wherever the checkout is."""
+    """A tree with one symbolic link, in which Python and Ansible find the collection."""
     link = COLLECTIONS / "ansible_collections" / "livesnap" / "qemu"
     link.parent.mkdir(parents=True, exist_ok=True)
     if link.is_symlink() and link.resolve() == REPO:
@@ -34,7 +34,7 @@ for entry in (str(REPO / "tests" / "guests"), str(REPO), str(COLLECTIONS)):
 
 @pytest.fixture(scope="session")
 def rounds() -> Callable[[int, int], int]:
-    """rounds(short, full): how often a loop runs. ROUNDS=full is `make test-long`; a number overrides both."""
+    """rounds(short, full): how often a loop runs. ROUNDS=full is test-long; a number wins."""
     size = os.environ.get("ROUNDS", "short")
 
     def choose(short: int, full: int) -> int:

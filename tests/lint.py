@@ -1,6 +1,6 @@
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The linters, each as a command line; ansible-test sanity with each ansible-core this machine has a Python for."""
+"""The linters, each as a command line; ansible-test sanity with each ansible-core that can run."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ TARGET_PYTHONS = ("3.9", "3.10", "3.11", "3.12", "3.13")
 
 
 def python(version: str) -> str | None:
-    """A real interpreter of that version: the system's, else pyenv's (its shims confuse ansible-test)."""
+    """A real interpreter of that version: the system's, else pyenv's, past its shims."""
     candidates = [Path(f"/usr/bin/python{version}"), Path(f"/usr/local/bin/python{version}")]
     root = Path(os.environ.get("PYENV_ROOT", Path.home() / ".pyenv")) / "versions"
     candidates += sorted(root.glob(f"{version}.*/bin/python{version}"), reverse=True)
@@ -31,7 +31,11 @@ def python(version: str) -> str | None:
 def tracked(*patterns: str) -> list[str]:
     done = subprocess.run(
         ["git", "ls-files", "-co", "--exclude-standard", "--", *patterns],
-        cwd=REPO, capture_output=True, text=True, check=True)
+        cwd=REPO,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
     return [name for name in done.stdout.splitlines() if (REPO / name).exists()]
 
 
@@ -58,14 +62,21 @@ def commands() -> dict[str, list[str] | str]:
     c_files = tracked("*.c", "*.h")
     checks["clang-format"] = (
         ["clang-format", "--dry-run", "-Werror", *c_files]
-        if shutil.which("clang-format") else "clang-format is not installed")
+        if shutil.which("clang-format")
+        else "clang-format is not installed"
+    )
     scripts = shell_scripts()
     checks["shellcheck"] = (
-        ["shellcheck", "-x", *scripts] if shutil.which("shellcheck") else "shellcheck is not installed")
+        ["shellcheck", "-x", *scripts]
+        if shutil.which("shellcheck")
+        else "shellcheck is not installed"
+    )
     for core, version in CORES.items():
         interpreter = python(version)
         name = f"sanity-{core.rpartition('.')[0]}"
         checks[name] = (
-            [str(REPO / "tests" / "sanity"), core, interpreter]
-            if interpreter else f"ansible-core {core} needs Python {version}, which is not here")
+            [str(REPO / "tests" / "run-sanity"), core, interpreter]
+            if interpreter
+            else f"ansible-core {core} needs Python {version}, which is not here"
+        )
     return checks

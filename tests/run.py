@@ -21,6 +21,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
+import conftest
 import footprint
 import lint
 
@@ -44,14 +45,21 @@ def limit(tier: str) -> int:
     return LIMITS[tier] * (1 if os.environ.get("ROUNDS", "short") == "short" else 20)
 
 
-def run(argv: list[str], log: Path, seconds: int, echo: bool = False,
-        env: dict[str, str] | None = None) -> int:
+def run(
+    argv: list[str], log: Path, seconds: int, echo: bool = False, env: dict[str, str] | None = None
+) -> int:
     """The exit code of a command whose output goes to a log; 124 when it took too long."""
     log.parent.mkdir(parents=True, exist_ok=True)
     with log.open("wb") as file:
         process = subprocess.Popen(
-            argv, cwd=REPO, stdin=subprocess.DEVNULL, env={**os.environ, **(env or {})},
-            stdout=None if echo else file, stderr=subprocess.STDOUT, start_new_session=True)
+            argv,
+            cwd=REPO,
+            stdin=subprocess.DEVNULL,
+            env={**os.environ, **(env or {})},
+            stdout=None if echo else file,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
         try:
             return process.wait(timeout=seconds)
         except subprocess.TimeoutExpired:
@@ -69,9 +77,11 @@ def tail(log: Path, lines: int = 40) -> str:
 
 
 def show(result: Result) -> None:
-    print(f"{result.outcome:8}{result.seconds:7.1f} s  {result.name}"
-          + (f"  ({result.reason})" if result.reason and result.outcome == "skipped" else ""),
-          flush=True)
+    print(
+        f"{result.outcome:8}{result.seconds:7.1f} s  {result.name}"
+        + (f"  ({result.reason})" if result.reason and result.outcome == "skipped" else ""),
+        flush=True,
+    )
 
 
 def lint_tier() -> list[Result]:
@@ -82,13 +92,22 @@ def lint_tier() -> list[Result]:
         started = time.monotonic()
         log = LOGS / f"lint-{name}.log"
         # The linters of the virtual environment call one another by name.
-        code = run(argv, log, limit("lint"), env={"PATH": f"{lint.BIN}:{os.environ['PATH']}"})
+        code = run(
+            argv,
+            log,
+            limit("lint"),
+            env={
+                "PATH": f"{lint.BIN}:{os.environ['PATH']}",
+                "ANSIBLE_COLLECTIONS_PATH": str(conftest.COLLECTIONS),
+            },
+        )
         result = Result(f"lint::{name}", "failed" if code else "passed", time.monotonic() - started)
         show(result)
         if code:
             print(tail(log), flush=True)
         return result
 
+    conftest.link_collection()
     checks = lint.commands()
     # The long ones first: two at a time fill two cores.
     order = sorted(checks.items(), key=lambda item: not item[0].startswith("sanity"))
@@ -122,27 +141,34 @@ def native_tier() -> list[Result]:
         started = time.monotonic()
         make = ["make", "-C", "native", "-j2", f"SAN={sanitizer}"]
         code = run([*make, "all", "tests"], log, limit("native"))
-        build = Result(f"native::build-{variant}", "failed" if code else "passed",
-                       time.monotonic() - started)
+        build = Result(
+            f"native::build-{variant}", "failed" if code else "passed", time.monotonic() - started
+        )
         show(build)
         results.append(build)
         if code:
             print(tail(log), flush=True)
             continue
         folder = "san-" + sanitizer.replace(",", "-") if sanitizer else "plain"
-        programs = sorted(path for path in (REPO / "native" / "build" / folder / "tests").glob("test_*")
-                          if path.suffix == "" and os.access(path, os.X_OK))
+        programs = sorted(
+            path
+            for path in (REPO / "native" / "build" / folder / "tests").glob("test_*")
+            if path.suffix == "" and os.access(path, os.X_OK)
+        )
         for program in programs:
             log = LOGS / f"native-{variant}-{program.name}.log"
             started = time.monotonic()
             code = run([str(program)], log, limit("native"))
-            found = native_results(f"native/{variant}/{program.name}", log, code,
-                                   time.monotonic() - started)
+            found = native_results(
+                f"native/{variant}/{program.name}", log, code, time.monotonic() - started
+            )
             for result in found:
                 if result.outcome != "passed":
                     show(result)
-            print(f"{len(found):4} tests {found[0].seconds:7.1f} s  native/{variant}/{program.name}",
-                  flush=True)
+            print(
+                f"{len(found):4} tests {found[0].seconds:7.1f} s  native/{variant}/{program.name}",
+                flush=True,
+            )
             if code:
                 print(tail(log), flush=True)
             results += found
@@ -156,9 +182,25 @@ def pytest_tier(tier: str, extra: list[str]) -> list[Result]:
     report = BUILD / "results" / f"{tier}.xml"
     report.parent.mkdir(parents=True, exist_ok=True)
     report.unlink(missing_ok=True)
-    code = run([str(BUILD / "venv/bin/python"), "-m", "pytest", "-q", "-rs", "-p", "no:cacheprovider",
-                f"--junitxml={report}", "-o", "junit_family=xunit2", str(folder), *extra],
-               LOGS / f"{tier}.log", limit(tier), echo=True)
+    code = run(
+        [
+            str(BUILD / "venv/bin/python"),
+            "-m",
+            "pytest",
+            "-q",
+            "-rs",
+            "-p",
+            "no:cacheprovider",
+            f"--junitxml={report}",
+            "-o",
+            "junit_family=xunit2",
+            str(folder),
+            *extra,
+        ],
+        LOGS / f"{tier}.log",
+        limit(tier),
+        echo=True,
+    )
     results = []
     if report.exists():
         for case in ET.parse(report).getroot().iter("testcase"):
@@ -181,7 +223,12 @@ def never_here() -> list[str]:
     rows = []
     for line in (REPO / "tests" / "CANNOT_RUN.md").read_text().splitlines():
         cells = [cell.strip() for cell in line.strip().strip("|").split("|")]
-        if line.startswith("|") and len(cells) == 2 and cells[0] != "what" and set(cells[0]) != {"-"}:
+        if (
+            line.startswith("|")
+            and len(cells) == 2
+            and cells[0] != "what"
+            and set(cells[0]) != {"-"}
+        ):
             rows.append(f"{cells[0]}: {cells[1]}")
     return rows
 
@@ -190,7 +237,7 @@ def main() -> int:
     arguments, extra = sys.argv[1:], []
     if "--" in arguments:
         at = arguments.index("--")
-        arguments, extra = arguments[:at], arguments[at + 1:]
+        arguments, extra = arguments[:at], arguments[at + 1 :]
     whole = len(arguments) > 1
     mark = str(uuid.uuid4())
     os.environ[footprint.MARK] = mark

@@ -1,6 +1,6 @@
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The one action plugin of the collection: sends the helper, runs the module, shows how far a snapshot is."""
+"""The one action plugin: sends the helper, runs the module, shows how far a snapshot is."""
 
 from __future__ import annotations
 
@@ -20,7 +20,8 @@ display = Display()
 WITHOUT_HELPER = {"livesnap_info"}
 # Takes long enough to be worth a line now and then.
 WITH_PROGRESS = {"livesnap"}
-# Seconds after which Ansible's own wrapper would end a module that has no time limit of its own: a week.
+# Seconds after which Ansible's own wrapper would end a module that has no time limit of its own: a
+# week.
 NO_LIMIT = 604800
 # How often in a row the target may fail to answer a poll before that is the task's failure.
 LOST_POLLS = 5
@@ -45,11 +46,22 @@ class ActionModule(ActionBase):
         try:
             if short not in WITHOUT_HELPER and not (short == "livesnap_helper" and absent):
                 arguments["_livesnap_helper"], pushed = self._push(task_vars, short)
-            if short in WITH_PROGRESS and not absent and not self._task.async_val and not self._task.check_mode:
+            if (
+                short in WITH_PROGRESS
+                and not absent
+                and not self._task.async_val
+                and not self._task.check_mode
+            ):
                 result.update(self._run_with_progress(name, arguments, task_vars))
             else:
-                result.update(self._execute_module(
-                    module_name=name, module_args=arguments, task_vars=task_vars, wrap_async=self._task.async_val))
+                result.update(
+                    self._execute_module(
+                        module_name=name,
+                        module_args=arguments,
+                        task_vars=task_vars,
+                        wrap_async=self._task.async_val,
+                    )
+                )
         finally:
             if not self._task.async_val:
                 self._remove_tmp_path(self._connection._shell.tmpdir)
@@ -57,7 +69,6 @@ class ActionModule(ActionBase):
             result["changed"] = bool(result.get("changed")) or pushed
         return result
 
-    # -- the helper ----------------------------------------------------------------------------------------------
 
     def _push(self, task_vars: dict[str, Any], short: str) -> tuple[str, bool]:
         """(path of the helper on the target, whether it had to be sent)."""
@@ -71,7 +82,11 @@ class ActionModule(ActionBase):
         helper_dir = task_vars.get("livesnap_helper_dir")
         try:
             local = _helper.find(
-                arch, sources, self._templar.template(helper_dir) if helper_dir else None, os.environ)
+                arch,
+                sources,
+                self._templar.template(helper_dir) if helper_dir else None,
+                os.environ,
+            )
         except _helper.HelperMissing as error:
             raise AnsibleActionFail(str(error)) from error
         if self._connection._shell.tmpdir is None:
@@ -88,11 +103,13 @@ class ActionModule(ActionBase):
         if done.get("rc"):
             raise AnsibleActionFail(
                 f"'{local}' could not be put on the target as '{path}' and run there: "
-                f"{done.get('stderr', '').strip() or said or 'no reason given'}")
+                f"{done.get('stderr', '').strip() or said or 'no reason given'}"
+            )
         if sources.version() not in said:
             raise AnsibleActionFail(
-                f"'{local}' calls itself '{said}', but this collection needs '{sources.version()}...)'; "
-                "it was built from other sources")
+                f"'{local}' calls itself '{said}', but '{sources.version()}...)' is needed; "
+                "it was built from other sources"
+            )
         return path, True
 
     def _ask(self, path: str) -> tuple[str, str]:
@@ -102,16 +119,16 @@ class ActionModule(ActionBase):
         except _helper.HelperMissing as error:
             raise AnsibleActionFail(f"{error}; {done.get('stderr', '').strip()}") from error
 
-    # -- progress ------------------------------------------------------------------------------------------------
 
     def _run_with_progress(
         self, name: str, arguments: dict[str, Any], task_vars: dict[str, Any]
     ) -> dict[str, Any]:
-        """Starts the module detached, tells how far it is at steps of ten percent, and brings its result."""
+        """Starts the module detached, tells how far it is, and brings its result."""
         self._task.async_val = NO_LIMIT
         try:
-            started = self._execute_module(
-                module_name=name, module_args=arguments, task_vars=task_vars, wrap_async=True)
+            started: dict[str, Any] = self._execute_module(
+                module_name=name, module_args=arguments, task_vars=task_vars, wrap_async=True
+            )
         finally:
             self._task.async_val = 0
         job = started.get("ansible_job_id")
@@ -120,7 +137,9 @@ class ActionModule(ActionBase):
         self._watch(str(job), started["results_file"], arguments, task_vars)
         return self._collect(str(job), os.path.dirname(started["results_file"]), task_vars)
 
-    def _watch(self, job: str, results_file: str, arguments: dict[str, Any], task_vars: dict[str, Any]) -> None:
+    def _watch(
+        self, job: str, results_file: str, arguments: dict[str, Any], task_vars: dict[str, Any]
+    ) -> None:
         steps = _progress.Steps()
         host = task_vars.get("inventory_hostname", "")
         guest, snapshot = arguments.get("guest"), arguments.get("name")
@@ -138,15 +157,23 @@ class ActionModule(ActionBase):
                 continue
             state, found = _progress.read_poll(done.get("stdout", ""))
             for one in found:
-                if one.get("guest") == guest and one.get("name") == snapshot and one.get("percent") is not None \
-                        and steps.due(float(one["percent"])):
+                if (
+                    one.get("guest") == guest
+                    and one.get("name") == snapshot
+                    and one.get("percent") is not None
+                    and steps.due(float(one["percent"]))
+                ):
                     display.display(
-                        f"{host}: snapshot {snapshot} of {guest}: {float(one['percent']):.0f} %", color="cyan")
+                        f"{host}: snapshot {snapshot} of {guest}: {float(one['percent']):.0f} %",
+                        color="cyan",
+                    )
             if state == "gone":
                 raise AnsibleActionFail(
-                    f"The process that made snapshot '{snapshot}' of guest '{guest}' was killed on the target. If the "
-                    "instant had passed, the snapshot completes on its own; if not, the guest was set free. "
-                    "livesnap_info shows which, and the next run recovers what was left")
+                    f"The process that made snapshot '{snapshot}' of guest '{guest}' was killed on "
+                    "the target. If the instant had passed, the snapshot completes on its own; if not, "
+                    "the guest was set free. "
+                    "livesnap_info shows which, and the next run recovers what was left"
+                )
             if state != "running":
                 return
 
@@ -154,9 +181,15 @@ class ActionModule(ActionBase):
         """The module's result, as if it had run in the foreground."""
         asked = {"jid": job, "_async_dir": folder}
         result: dict[str, Any] = self._execute_module(
-            module_name="ansible.legacy.async_status", module_args={**asked, "mode": "status"}, task_vars=task_vars)
+            module_name="ansible.legacy.async_status",
+            module_args={**asked, "mode": "status"},
+            task_vars=task_vars,
+        )
         self._execute_module(
-            module_name="ansible.legacy.async_status", module_args={**asked, "mode": "cleanup"}, task_vars=task_vars)
+            module_name="ansible.legacy.async_status",
+            module_args={**asked, "mode": "cleanup"},
+            task_vars=task_vars,
+        )
         for key in ("ansible_job_id", "started", "finished", "results_file"):
             result.pop(key, None)
         return result

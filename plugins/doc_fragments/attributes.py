@@ -28,3 +28,10 @@ notes:
   - Runs as root on the hypervisor; use C(become).
   - The helper program is sent to the hypervisor when it is not there, and is not part of RV(ignore:changed).
 """
+
+    HELPER = r"""
+options:
+  _livesnap_helper:
+    description: Set by the action plugin of this collection, never by users. Where it has put the helper program.
+    type: path
+"""

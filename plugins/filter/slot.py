@@ -8,7 +8,7 @@ name: slot
 short_description: The slot of a schedule that a moment falls into
 version_added: 0.1.0
 author:
-  - The livesnap authors
+  - The livesnap authors (@livesnap)
 description:
   - Cuts time into slots of an interval, in UTC, and says which one a moment is in.
   - Slots of whole weeks begin on Monday.

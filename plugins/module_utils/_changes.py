@@ -7,17 +7,17 @@ Private to this collection.
 
 from __future__ import annotations
 
-from typing import Any, Dict, Iterable, List
+from typing import Any, Iterable
 
 
 class Changes:
     """What a module did, or in check mode would do, in order."""
 
     def __init__(self) -> None:
-        self.actions: List[str] = []
-        self.recovered: List[str] = []
-        self._before: Dict[str, Any] = {}
-        self._after: Dict[str, Any] = {}
+        self.actions: list[str] = []
+        self.recovered: list[str] = []
+        self._before: dict[str, Any] = {}
+        self._after: dict[str, Any] = {}
 
     def add(self, action: str, subject: str, before: Any, after: Any) -> None:
         """One change: `subject` was `before` and is `after`."""
@@ -35,10 +35,10 @@ class Changes:
         """True when anything was done."""
         return bool(self.actions or self.recovered)
 
-    def result(self) -> Dict[str, Any]:
+    def result(self) -> dict[str, Any]:
         """The part of a module's result that says what changed."""
-        before: Dict[str, Any] = dict(self._before)
-        after: Dict[str, Any] = dict(self._after)
+        before: dict[str, Any] = dict(self._before)
+        after: dict[str, Any] = dict(self._after)
         if self.recovered:
             before["left behind"] = list(self.recovered)
             after["left behind"] = []

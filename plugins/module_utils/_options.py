@@ -2,14 +2,14 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """The one table of the options that modules, roles and documentation share.
 
-Modules take their argument specification from here, and a test checks the documentation of the modules and the argument
-specifications of the roles against it. Private to this collection.
+Modules take their argument specification from here, and a test checks the documentation of the
+modules and the argument specifications of the roles against it. Private to this collection.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Dict, Optional, Tuple
+from typing import Any, Optional
 
 DEFAULT_STORE = "/var/lib/livesnap"
 
@@ -21,16 +21,16 @@ class Option:
     name: str
     type: str
     default: Any = None
-    choices: Tuple[str, ...] = ()
+    choices: tuple[str, ...] = ()
     elements: Optional[str] = None
-    suboptions: Tuple[Option, ...] = ()
+    suboptions: tuple[Option, ...] = ()
     required: bool = False
     # A role passes it on as <role>_<option>, unless the role makes its value itself.
     role: bool = True
 
-    def spec(self) -> Dict[str, Any]:
+    def spec(self) -> dict[str, Any]:
         """The option as AnsibleModule wants it."""
-        spec: Dict[str, Any] = {"type": self.type}
+        spec: dict[str, Any] = {"type": self.type}
         if self.required:
             spec["required"] = True
         if self.default is not None:
@@ -50,14 +50,16 @@ STORE = Option("store", "path", DEFAULT_STORE)
 STATE = Option("state", "str", "present", ("present", "absent"), role=False)
 
 DISKS = Option(
-    "disks", "list", elements="dict",
+    "disks",
+    "list",
+    elements="dict",
     suboptions=(
         Option("match", "str", required=True),
         Option("scheme", "str", "auto", ("auto", "backup", "none")),
     ),
 )
 
-SNAPSHOT: Tuple[Option, ...] = (
+SNAPSHOT: tuple[Option, ...] = (
     GUEST,
     NAME,
     STATE,
@@ -85,13 +87,13 @@ SNAPSHOT: Tuple[Option, ...] = (
     Option("pinned", "bool"),
 )
 
-INFO: Tuple[Option, ...] = (
+INFO: tuple[Option, ...] = (
     STORE,
     Option("guest", "str"),
     Option("query", "str"),
 )
 
-CLONE: Tuple[Option, ...] = (
+CLONE: tuple[Option, ...] = (
     GUEST,
     Option("snapshot", "str"),
     NAME,
@@ -101,15 +103,15 @@ CLONE: Tuple[Option, ...] = (
     Option("lazy", "bool", True),
 )
 
-RECOVER: Tuple[Option, ...] = (
+RECOVER: tuple[Option, ...] = (
     STORE,
     Option("guest", "str"),
     Option("state", "str", "recovered", ("recovered",)),
 )
 
-HELPER: Tuple[Option, ...] = (STATE,)
+HELPER: tuple[Option, ...] = (STATE,)
 
-MODULES: Dict[str, Tuple[Option, ...]] = {
+MODULES: dict[str, tuple[Option, ...]] = {
     "livesnap": SNAPSHOT,
     "livesnap_clone": CLONE,
     "livesnap_helper": HELPER,
@@ -117,14 +119,14 @@ MODULES: Dict[str, Tuple[Option, ...]] = {
     "livesnap_recover": RECOVER,
 }
 
-# Set by the action plugin, never by users; Ansible leaves options that begin with an underscore out of documentation.
-INTERNAL: Dict[str, Dict[str, Any]] = {"_livesnap_helper": {"type": "path"}}
+# Set by the action plugin, never by users; Ansible leaves options that begin with an underscore
+# out of documentation.
+INTERNAL: dict[str, dict[str, Any]] = {"_livesnap_helper": {"type": "path"}}
 
 
-def argument_spec(module: str) -> Dict[str, Any]:
+def argument_spec(module: str) -> dict[str, Any]:
     """The argument specification of a module by its short name."""
     spec = {option.name: option.spec() for option in MODULES[module]}
     if module != "livesnap_info":
         spec.update(INTERNAL)
     return spec
-

@@ -9,7 +9,7 @@ module: livesnap
 short_description: Snapshots of running QEMU guests, disks and RAM of one instant
 version_added: 0.1.0
 author:
-  - The livesnap authors
+  - The livesnap authors (@livesnap)
 description:
   - Takes a snapshot of a running QEMU guest. Its disks, the state of its devices and all of its RAM are of the same
     instant, although the guest runs on while its RAM is copied.
@@ -147,6 +147,7 @@ options:
     type: bool
 extends_documentation_fragment:
   - livesnap.qemu.attributes
+  - livesnap.qemu.attributes.helper
 attributes:
   check_mode:
     support: full

@@ -9,7 +9,7 @@ module: livesnap_clone
 short_description: A running copy of a guest, from one of its snapshots
 version_added: 0.1.0
 author:
-  - The livesnap authors
+  - The livesnap authors (@livesnap)
 description:
   - Starts a second QEMU from a snapshot, beside the guest that it is of, as the same user and with the same sandbox options.
   - It writes to overlays of its own. The snapshot stays as it is, and so does the guest.
@@ -45,6 +45,7 @@ options:
     default: true
 extends_documentation_fragment:
   - livesnap.qemu.attributes
+  - livesnap.qemu.attributes.helper
 attributes:
   check_mode:
     support: full

@@ -9,7 +9,7 @@ module: livesnap_helper
 short_description: The helper program on a hypervisor
 version_added: 0.1.0
 author:
-  - The livesnap authors
+  - The livesnap authors (@livesnap)
 description:
   - Puts C(livesnap-helper) on a hypervisor and asks it what the kernel there can do, or removes every version of it.
   - The other modules send it by themselves, as part of their payload. This one reports it as a change, and is what
@@ -24,6 +24,7 @@ options:
     default: present
 extends_documentation_fragment:
   - livesnap.qemu.attributes
+  - livesnap.qemu.attributes.helper
 attributes:
   check_mode:
     support: full
@@ -60,7 +61,7 @@ features:
 import json
 import shutil
 from pathlib import Path
-from typing import Any, Dict, NoReturn
+from typing import Any, NoReturn
 
 from ansible.module_utils.basic import AnsibleModule
 
@@ -82,13 +83,16 @@ def remove(module: AnsibleModule) -> NoReturn:
 
 def describe(module: AnsibleModule, path: str) -> NoReturn:
     """The action plugin has put it there; this says what it can do."""
-    found: Dict[str, Any] = {"path": path, "version": None, "features": {}}
+    found: dict[str, Any] = {"path": path, "version": None, "features": {}}
     if Path(path).exists():
         _rc, version, _err = module.run_command([path, "--version"], check_rc=True)
         found["version"] = version.strip()
         rc, out, err = module.run_command([path, "features"])
         if rc != 0:
-            module.fail_json(msg=f"'{path} features' failed on this hypervisor: {err.strip() or out.strip()}", **found)
+            module.fail_json(
+                msg=f"'{path} features' failed on this hypervisor: {err.strip() or out.strip()}",
+                **found,
+            )
         found["features"] = json.loads(out)
     module.exit_json(changed=False, **found)
 
@@ -99,7 +103,9 @@ def main() -> NoReturn:
     if module.params["state"] == "absent":
         remove(module)
     if not module.params["_livesnap_helper"]:
-        module.fail_json(msg="This module was run without its action plugin; use it as livesnap.qemu.livesnap_helper")
+        module.fail_json(
+            msg="This module was run without its action plugin; use it as livesnap.qemu.livesnap_helper"
+        )
     describe(module, module.params["_livesnap_helper"])
 
 

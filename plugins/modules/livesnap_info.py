@@ -9,7 +9,7 @@ module: livesnap_info
 short_description: Which snapshots there are, and which are in the making
 version_added: 0.1.0
 author:
-  - The livesnap authors
+  - The livesnap authors (@livesnap)
 description:
   - Lists the snapshots of a store, newest first, those in the making among them.
   - A snapshot whose manifest is damaged is listed with the reason in C(problem), and the task goes on.
@@ -81,7 +81,7 @@ query_result:
   sample: [["web1", "month-end"]]
 """
 
-from typing import Any, Dict, NoReturn
+from typing import Any, NoReturn
 
 from ansible.module_utils.basic import AnsibleModule
 
@@ -96,7 +96,7 @@ def main() -> NoReturn:
     module = AnsibleModule(argument_spec=argument_spec("livesnap_info"), supports_check_mode=True)
     query = module.params["query"]
     _deps.ensure(module)
-    result: Dict[str, Any] = {"changed": False}
+    result: dict[str, Any] = {"changed": False}
     try:
         result["snapshots"] = list_snapshots(module.params["store"], module.params["guest"])
     except LivesnapError as error:
@@ -105,7 +105,9 @@ def main() -> NoReturn:
         try:
             result["query_result"] = _deps.jmespath.search(query, result["snapshots"])
         except _deps.jmespath.exceptions.JMESPathError as error:
-            module.fail_json(msg=f"query '{query}' is not a JMESPath expression that fits the snapshots: {error}")
+            module.fail_json(
+                msg=f"query '{query}' is not a JMESPath expression that fits the snapshots: {error}"
+            )
     module.exit_json(**result)
 
 

@@ -9,7 +9,7 @@ module: livesnap_recover
 short_description: Puts right what a crash or a reboot left behind
 version_added: 0.1.0
 author:
-  - The livesnap authors
+  - The livesnap authors (@livesnap)
 description:
   - Finishes or removes snapshots that were never completed, ends what was left of their processes, and sets guests free.
   - Snapshots that are in the making are left alone.
@@ -29,6 +29,7 @@ options:
     default: recovered
 extends_documentation_fragment:
   - livesnap.qemu.attributes
+  - livesnap.qemu.attributes.helper
 attributes:
   check_mode:
     support: full
@@ -76,7 +77,9 @@ from ..module_utils._recover import plan_recovery, recover
 
 def main() -> NoReturn:
     """Lists what was left behind in check mode, else puts it right."""
-    module = AnsibleModule(argument_spec=argument_spec("livesnap_recover"), supports_check_mode=True)
+    module = AnsibleModule(
+        argument_spec=argument_spec("livesnap_recover"), supports_check_mode=True
+    )
     _deps.ensure(module)
     changes = Changes()
     act = plan_recovery if module.check_mode else recover

@@ -2,7 +2,8 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """Where livesnap-helper comes from on the controller, and what is asked of a hypervisor about it.
 
-Nothing here talks to a target: the action plugin does, with the shell lines made here. Private to this collection.
+Nothing here talks to a target: the action plugin does, with the shell lines made here. Private to
+this collection.
 """
 
 from __future__ import annotations
@@ -72,7 +73,7 @@ def target_path(digest: str) -> str:
 
 
 def ask_line(path: str) -> str:
-    """A shell line that prints the architecture, and the version if the helper is there and runs."""
+    """A shell line that prints the architecture, and the version if the helper runs."""
     return f"uname -m && {{ {shlex.quote(path)} --version 2>/dev/null || :; }}"
 
 
@@ -80,15 +81,18 @@ def read_answer(text: str) -> tuple[str, str]:
     """(architecture, version or empty) of what that line printed."""
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     for number, line in enumerate(lines):
-        # Banners of a login may come first; the architecture is the line before the version, or the last.
+        # Banners of a login may come first; the architecture is the line before the version, or
+        # the last.
         if re.fullmatch(r"[a-z0-9_]{3,16}", line):
-            version = next((later for later in lines[number + 1:] if later.startswith(f"{NAME} ")), "")
+            version = next(
+                (later for later in lines[number + 1 :] if later.startswith(f"{NAME} ")), ""
+            )
             return line, version
     raise HelperMissing(f"the target did not say its architecture; it said: {text.strip()!r}")
 
 
 def install_line(sent: str, path: str) -> str:
-    """A shell line that puts the file that was sent in its place, whole or not at all, and runs it once."""
+    """A shell line that puts what was sent in its place, whole or not at all, and runs it."""
     folder = os.path.dirname(path)
     beside = f"{folder}/.{NAME}.$$"
     return (
@@ -101,7 +105,8 @@ def install_line(sent: str, path: str) -> str:
 def cache_root(environment: Mapping[str, str]) -> Path:
     """$XDG_CACHE_HOME/livesnap, with the standard's default."""
     base = environment.get("XDG_CACHE_HOME") or os.path.join(
-        environment.get("HOME") or os.path.expanduser("~"), ".cache")
+        environment.get("HOME") or os.path.expanduser("~"), ".cache"
+    )
     return Path(base) / "livesnap"
 
 
@@ -120,11 +125,24 @@ def _locked(folder: Path) -> Iterator[None]:
 def _build(sources: Sources, cached: Path) -> str:
     """Builds into the cache; the reason why not, or nothing."""
     with tempfile.TemporaryDirectory(prefix="build-", dir=cached.parent) as folder:
-        argv = ["make", "-s", f"-j{min(4, os.cpu_count() or 1)}", "-C", str(sources.root),
-                f"BUILD={folder}", f"{folder}/plain/{NAME}"]
+        argv = [
+            "make",
+            "-s",
+            f"-j{min(4, os.cpu_count() or 1)}",
+            "-C",
+            str(sources.root),
+            f"BUILD={folder}",
+            f"{folder}/plain/{NAME}",
+        ]
         try:
-            done = subprocess.run(argv, capture_output=True, text=True, timeout=BUILD_SECONDS, check=False,
-                                  stdin=subprocess.DEVNULL)
+            done = subprocess.run(
+                argv,
+                capture_output=True,
+                text=True,
+                timeout=BUILD_SECONDS,
+                check=False,
+                stdin=subprocess.DEVNULL,
+            )
         except FileNotFoundError:
             return "make is not installed"
         except subprocess.TimeoutExpired:
@@ -176,6 +194,7 @@ def find(
             return cached
         tried.append(f"the build failed: {reason}")
     raise HelperMissing(
-        f"There is no {NAME} for {arch} to send: {'; '.join(tried)}. Install gcc, make and the development files of "
-        "jansson, zstd, lz4 and xxhash on the controller, or put a built helper into one of the other three places"
+        f"There is no {NAME} for {arch} to send: {'; '.join(tried)}. Install gcc, make and "
+        "the development files of jansson, zstd, lz4 and xxhash on the controller, or put a built "
+        "helper into one of the other three places"
     )

@@ -1,6 +1,6 @@
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""How the action plugin waits for a snapshot and tells how far it is. Private to this collection."""
+"""How the action plugin waits for a snapshot and tells how far it is. Private to the collection."""
 
 from __future__ import annotations
 
@@ -25,23 +25,29 @@ def waits() -> Iterator[float]:
 
 
 def poll_line(results_file: str, job: str, seconds: float) -> str:
-    """A shell line that waits on the target until the job ends, at most so long, and prints where things stand.
+    """A shell line that waits on the target until the job ends, at most so long, and prints where
+    things stand.
 
-    Waiting there and not here means one command a poll, and no delay when the job ends early. Ansible's async wrapper
-    first writes a file that begins with `started`, and replaces it by the module's result. A wrapper that is gone
-    without having done so was killed.
+    Waiting there and not here means one command a poll, and no delay when the job ends early.
+    Ansible's async wrapper
+    first writes a file that begins with `started`, and replaces it by the module's result. A
+    wrapper that is gone without having done so was killed.
     """
     file = shlex.quote(results_file)
     name = job_name(job).split(".")[0]
     # -z splits command lines at their NULs; the brackets keep the pattern from finding itself.
     alive = f"grep -qzsx '[{name[0]}]{name[1:]}' /proc/[0-9]*/cmdline"
-    look = f"l=; IFS= read -r l <{file}; case $l in '{{\"started\"'*) state=running;; *) state=done;; esac"
+    look = (
+        f"l=; IFS= read -r l <{file}; "
+        """case $l in '{"started"'*) state=running;; *) state=done;; esac"""
+    )
     return (
         f"n={max(1, int(seconds * 4))}; while :; do {look}; "
         "[ $state = running ] && [ $n -gt 0 ] || break; n=$((n-1)); sleep 0.25; done; "
         f"if [ $state = running ] && ! {alive}; then {look}; [ $state = done ] || state=gone; fi; "
         'echo "state=$state"; '
-        f'for f in {RUN_ROOT}/guest/*/progress.json; do if [ -f "$f" ]; then tr -d '\\n' <"$f"; echo; fi; done; :'
+        f"for f in {RUN_ROOT}/guest/*/progress.json; do "
+        'if [ -f "$f" ]; then tr -d "\\n" <"$f"; echo; fi; done; :'
     )
 
 

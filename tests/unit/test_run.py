@@ -32,7 +32,10 @@ def test_cmocka_output_is_counted_test_by_test(tmp_path: Path) -> None:
     log.write_text(CMOCKA)
     found = {result.name: result for result in runner.native_results("t", log, 1, 2.0)}
     assert {name: result.outcome for name, result in found.items()} == {
-        "t::test_good": "passed", "t::test_bad": "failed", "t::test_absent": "skipped"}
+        "t::test_good": "passed",
+        "t::test_bad": "failed",
+        "t::test_absent": "skipped",
+    }
     assert found["t::test_absent"].reason == "no /dev/userfaultfd"
 
 
@@ -53,7 +56,9 @@ def test_footprint_names_what_appeared_and_what_went() -> None:
 
 
 def test_a_detached_process_is_found_by_its_mark() -> None:
-    process = subprocess.Popen(["sleep", "30"], env={footprint.MARK: "of-this-test"}, start_new_session=True)
+    process = subprocess.Popen(
+        ["sleep", "30"], env={footprint.MARK: "of-this-test"}, start_new_session=True
+    )
     try:
         assert any("sleep 30" in line for line in footprint.marked_processes("of-this-test"))
     finally:

@@ -12,9 +12,17 @@ from hypothesis import strategies as st
 UTC = timezone.utc
 
 
-@pytest.mark.parametrize(("interval", "name"), [
-    ("15m", "20261125T0145Z"), ("1h", "20261125T0100Z"), ("6h", "20261125T0000Z"), ("1d", "20261125T0000Z"),
-    ("1w", "20261123T0000Z"), ("7d", "20261123T0000Z")])
+@pytest.mark.parametrize(
+    ("interval", "name"),
+    [
+        ("15m", "20261125T0145Z"),
+        ("1h", "20261125T0100Z"),
+        ("6h", "20261125T0000Z"),
+        ("1d", "20261125T0000Z"),
+        ("1w", "20261123T0000Z"),
+        ("7d", "20261123T0000Z"),
+    ],
+)
 def test_the_running_slot(interval: str, name: str) -> None:
     moment = datetime(2026, 11, 25, 1, 59, 59, tzinfo=UTC)
     assert _slots.slot(moment.timestamp(), interval)["name"] == name

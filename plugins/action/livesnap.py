@@ -69,7 +69,6 @@ class ActionModule(ActionBase):
             result["changed"] = bool(result.get("changed")) or pushed
         return result
 
-
     def _push(self, task_vars: dict[str, Any], short: str) -> tuple[str, bool]:
         """(path of the helper on the target, whether it had to be sent)."""
         sources = _helper.Sources.of_collection()
@@ -118,7 +117,6 @@ class ActionModule(ActionBase):
             return _helper.read_answer(done.get("stdout", ""))
         except _helper.HelperMissing as error:
             raise AnsibleActionFail(f"{error}; {done.get('stderr', '').strip()}") from error
-
 
     def _run_with_progress(
         self, name: str, arguments: dict[str, Any], task_vars: dict[str, Any]
@@ -169,9 +167,9 @@ class ActionModule(ActionBase):
                     )
             if state == "gone":
                 raise AnsibleActionFail(
-                    f"The process that made snapshot '{snapshot}' of guest '{guest}' was killed on "
-                    "the target. If the instant had passed, the snapshot completes on its own; if not, "
-                    "the guest was set free. "
+                    f"The process that made snapshot '{snapshot}' of guest '{guest}' was killed "
+                    "on the target. If the instant had passed, the snapshot completes on its own; if not, the "
+                    "guest was set free. "
                     "livesnap_info shows which, and the next run recovers what was left"
                 )
             if state != "running":

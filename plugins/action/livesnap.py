@@ -26,6 +26,12 @@ NO_LIMIT = 604800
 # How often in a row the target may fail to answer a poll before that is the task's failure.
 LOST_POLLS = 5
 
+KILLED = (
+    "The process that made snapshot '{snapshot}' of guest '{guest}' was killed on the target. "
+    "If the instant had passed, the snapshot completes on its own; if not, the guest was set free. "
+    "livesnap_info shows which, and the next run recovers what was left"
+)
+
 
 class ActionModule(ActionBase):
     """See the modules' documentation."""
@@ -166,12 +172,7 @@ class ActionModule(ActionBase):
                         color="cyan",
                     )
             if state == "gone":
-                raise AnsibleActionFail(
-                    f"The process that made snapshot '{snapshot}' of guest '{guest}' was killed "
-                    "on the target. If the instant had passed, the snapshot completes on its own; if not, the "
-                    "guest was set free. "
-                    "livesnap_info shows which, and the next run recovers what was left"
-                )
+                raise AnsibleActionFail(KILLED.format(guest=guest, snapshot=snapshot))
             if state != "running":
                 return
 

@@ -41,7 +41,7 @@ EXAMPLES = r"""
 """
 
 RETURN = r"""
-path:
+helper:
   description: Where it is, or in check mode would be. Null when absent.
   returned: always
   type: str
@@ -78,12 +78,12 @@ def remove(module: AnsibleModule) -> NoReturn:
             shutil.rmtree(ROOT)
         except OSError as error:
             module.fail_json(msg=f"'{ROOT}' could not be removed: {error}")
-    module.exit_json(changed=there, path=None, version=None, features={})
+    module.exit_json(changed=there, helper=None, version=None, features={})
 
 
 def describe(module: AnsibleModule, path: str) -> NoReturn:
     """The action plugin has put it there; this says what it can do."""
-    found: dict[str, Any] = {"path": path, "version": None, "features": {}}
+    found: dict[str, Any] = {"helper": path, "version": None, "features": {}}
     if Path(path).exists():
         _rc, version, _err = module.run_command([path, "--version"], check_rc=True)
         found["version"] = version.strip()

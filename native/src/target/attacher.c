@@ -181,7 +181,9 @@ int ls_attach_run(pid_t pid, pid_t tid, enum ls_attach_job job, enum ls_attach_h
     struct ls_error ignored;
     int stray;
 
-    if (result != 0 && job == LS_JOB_ATTACH && ls_target_strays(pid, &stray, 1) > 0)
+    /* after a death the thread may still be about to make a call, so nothing is to be seen yet */
+    if (job == LS_JOB_ATTACH &&
+        (result == -2 || (result == -1 && ls_target_strays(pid, &stray, 1) > 0)))
         run_child(pid, tid, LS_JOB_TIDY, how, NULL, &ignored);
     return result == 0 ? 0 : -1;
 }

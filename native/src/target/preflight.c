@@ -11,6 +11,8 @@
 #include "target/attach.h"
 
 #define CAP_SYS_PTRACE_BIT 19
+#define TRACED_WAIT_US 300000
+#define TRACED_STEP_US 5000
 
 struct reasons {
     void (*each)(const char *reason, const char *message, void *opaque);
@@ -119,15 +121,21 @@ static void keep_first(const char *reason, const char *message, void *opaque)
 
 static int static_preflight(pid_t pid, pid_t tid, struct ls_error *err)
 {
-    struct first first = {0};
+    struct first first;
 
-    if (ls_attach_reasons(pid, tid, keep_first, &first, err) != 0)
-        return -1;
-    if (first.any) {
-        *err = first.err;
-        return -1;
+    for (int waited = 0;; waited += TRACED_STEP_US) {
+        first = (struct first){0};
+        if (ls_attach_reasons(pid, tid, keep_first, &first, err) != 0)
+            return -1;
+        if (!first.any)
+            return 0;
+        /* an attacher that was killed this moment has not quite let go yet */
+        if (strcmp(first.err.reason, "traced") != 0 || waited >= TRACED_WAIT_US)
+            break;
+        usleep(TRACED_STEP_US);
     }
-    return 0;
+    *err = first.err;
+    return -1;
 }
 
 /* The thread that is stopped: the main one. Tests of the build with fault points choose others. */

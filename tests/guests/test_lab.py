@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import shutil
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -13,6 +14,7 @@ from lab import (
     AgentError,
     DiskSpec,
     Guest,
+    Incoming,
     QmpClient,
     QmpError,
     disk_state,
@@ -136,3 +138,25 @@ def test_two_of_all_as_another_user(make_guest: Callable[..., Guest]) -> None:
     first = guest.witness_states(mark)[0]
     assert first["counter"] == 0 or first["counter"] >= states[0].counter
     assert guest.witness()["counter"] > states[0].counter
+
+
+def test_migrated_copy_lives_and_survives_a_reset(guest: Guest, tmp_path: Path) -> None:
+    stream, image = tmp_path / "stream", tmp_path / "disk0.raw"
+    with guest.look(timeout=60.0) as qmp:
+        qmp.execute("stop")
+        before = guest.witness_states()[-1]
+        qmp.execute("migrate", {"uri": f"exec:cat >{stream}"})
+        while qmp.execute("query-migrate")["status"] not in ("completed", "failed"):
+            time.sleep(0.1)
+        shutil.copyfile(guest.disk_paths[0], image)
+        # A migrated guest has given its disks away; cont takes them back.
+        qmp.execute("cont")
+    with Incoming(guest, stream, [image], of_paused=True) as copy:
+        state = copy.counts()
+        assert state["boot"] == before["boot"] and state["counter"] >= before["counter"]
+        assert copy.devices()["disk0"] == "ok"
+        mark = copy.serial_log.stat().st_size
+        with copy.look() as qmp:
+            qmp.execute("system_reset")
+        assert copy.wait_counting(mark)["boot"] != state["boot"]
+    guest.counts()

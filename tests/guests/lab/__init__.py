@@ -7,6 +7,7 @@ from __future__ import annotations
 from .agent import AgentClient, AgentError
 from .guest import SANDBOX, DiskSpec, Guest, LabError, Options
 from .images import images, kvm_works
+from .incoming import Incoming
 from .oracle import DiskState, RamState, disk_state, judge, ram_state
 from .qmp import QmpClient, QmpError
 from .reach import Reach
@@ -18,6 +19,7 @@ __all__ = [
     "DiskSpec",
     "DiskState",
     "Guest",
+    "Incoming",
     "LabError",
     "Options",
     "QmpClient",

@@ -38,16 +38,21 @@ def make(path: Path, mib: int, image_format: str) -> None:
         raw.unlink()
 
 
+def image_format(image: Path) -> str:
+    """raw, qcow2, ..."""
+    return str(json.loads(_run("qemu-img", "info", "-U", "--output=json", str(image)))["format"])
+
+
 @contextlib.contextmanager
 def as_raw(image: Path) -> Iterator[Path]:
     """A raw file with the contents of an image and its backing files, as they are now."""
-    found = json.loads(_run("qemu-img", "info", "-U", "--output=json", str(image)))
-    if found["format"] == "raw":
+    found = image_format(image)
+    if found == "raw":
         yield image
         return
     with tempfile.TemporaryDirectory(prefix="livesnap-raw-", dir="/tmp") as folder:
         raw = Path(folder) / "raw"
-        _run("qemu-img", "convert", "-U", "-f", found["format"], "-O", "raw", str(image), str(raw))
+        _run("qemu-img", "convert", "-U", "-f", found, "-O", "raw", str(image), str(raw))
         yield raw
 
 

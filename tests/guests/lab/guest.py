@@ -69,9 +69,7 @@ class Guest(Reach):
 
     def _make_files(self) -> None:
         self.folder.chmod(0o755)
-        found = images()
-        shutil.copyfile(found.kernel, self.folder / "vmlinuz")
-        shutil.copyfile(found.initrd, self.folder / "initrd.img")
+        self.link_images()
         for path, spec in zip(self.disk_paths, self.options.disks):
             disks.make(path, spec.mib, spec.format)
         if self.options.user:
@@ -80,6 +78,12 @@ class Guest(Reach):
                 os.chown(path, entry.pw_uid, entry.pw_gid)
                 if path != self.folder:
                     path.chmod(0o600)
+
+    def link_images(self) -> None:
+        """Kernel and initramfs into the folder: the checkout need not be readable for QEMU."""
+        found = images()
+        shutil.copyfile(found.kernel, self.folder / "vmlinuz")
+        shutil.copyfile(found.initrd, self.folder / "initrd.img")
 
     def start(self, wait: bool = True, limit: float = BOOT_LIMIT) -> Guest:
         """Starts QEMU; returns when the witness counts (wait=False: when QMP answers)."""
@@ -163,7 +167,7 @@ class Guest(Reach):
         deadline = time.monotonic() + limit
         while True:
             states = console.states(self.serial_text(since))
-            if states and states[-1]["ready"] and states[-1]["counter"] > states[0]["counter"]:
+            if states and states[-1]["ready"] and states[-1]["counter"] > 0:
                 if states[-1]["disks"] != len(self.options.disks):
                     raise LabError(f"the guest did not mount its disks: {states[-1]}")
                 return states[-1]

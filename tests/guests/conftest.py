@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import os
+import subprocess
 import sys
 import uuid
 from collections.abc import Callable, Iterator
@@ -32,6 +33,16 @@ def same_machine() -> Iterator[None]:
     left = footprint.difference(before, footprint.take())
     left += [f"process: {line}" for line in footprint.marked_processes(mark) - running]
     assert not left, "the tests left behind:\n" + "\n".join(left)
+
+
+@pytest.fixture(scope="session")
+def helper() -> Path:
+    """livesnap-helper, built of these sources."""
+    native = Path(__file__).parents[2] / "native"
+    done = subprocess.run(["make", "-s", "-j2", "-C", str(native)],
+                          capture_output=True, text=True, timeout=600, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return native / "build" / "livesnap-helper"
 
 
 @pytest.fixture

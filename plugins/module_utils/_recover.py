@@ -1,22 +1,279 @@
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""What earlier runs left behind: lists it, finishes or removes it."""
+"""What earlier runs left behind: lists it, and removes it.
+
+A run writes down who it is before it does anything (owner.json of its run dir) and each step before
+it takes it (journal). Left behind is what has no living owner: its helper, its guard if that still
+works, jobs, nodes and descriptors in QEMU, a pause, a freeze, its folder in the making. A snapshot
+whose owner died is never finished: its instant may be good, but nobody watched its proofs.
+"""
 
 from __future__ import annotations
 
-from typing import Optional
+import contextlib
+import os
+import time
+from pathlib import Path
+from typing import Any, Optional
 
-from ansible_collections.livesnap.qemu.plugins.module_utils._errors import LivesnapError
+from ansible_collections.livesnap.qemu.plugins.module_utils import _guard
+from ansible_collections.livesnap.qemu.plugins.module_utils._capture.uffd import kill
+from ansible_collections.livesnap.qemu.plugins.module_utils._connection.qmp import Qmp
+from ansible_collections.livesnap.qemu.plugins.module_utils._disks import leftovers
+from ansible_collections.livesnap.qemu.plugins.module_utils._errors import (
+    AgentError,
+    LivesnapError,
+    QmpCommandError,
+    TimedOutError,
+)
+from ansible_collections.livesnap.qemu.plugins.module_utils._guest import process
+from ansible_collections.livesnap.qemu.plugins.module_utils._guest.agent import Agent
+from ansible_collections.livesnap.qemu.plugins.module_utils._helper import run_once
+from ansible_collections.livesnap.qemu.plugins.module_utils._store import listing, rundir
+from ansible_collections.livesnap.qemu.plugins.module_utils._store.layout import Store
+from ansible_collections.livesnap.qemu.plugins.module_utils._store.locks import GuestLock, is_held
+
+#: How long a guard that still works is waited for. Seconds.
+_GUARD_LIMIT = 20.0
+_KSM = "ksm"
 
 
 def plan_recovery(store: str, guest: Optional[str] = None) -> list[str]:
-    """What recover() would do, one sentence each. Touches nothing."""
-    raise LivesnapError("not implemented yet")
+    """What recover() would do, one sentence each. Touches nothing and asks no guest."""
+    said = []
+    for run, owner in abandoned(guest):
+        said.append(f"would undo {_what(owner)}, whose process is gone (run folder '{run.key}')")
+    place = Store(store)
+    named = {
+        (owner.get("store"), owner.get("guest"), owner.get("snapshot"))
+        for _run, owner in abandoned(guest)
+    }
+    for name, snapshot in orphans(place, guest):
+        if (str(place.root), name, snapshot) not in named:
+            said.append(f"would remove unfinished snapshot '{snapshot}' of guest '{name}'")
+    if _ksm_left():
+        said.append("would put KSM back, which was paused by a process that is gone")
+    return said
 
 
-def recover(store: str, guest: Optional[str] = None) -> list[str]:
-    """Finish or remove what a crash or reboot left, of one guest or of all; one sentence each.
+def recover(store: str, guest: Optional[str] = None, helper: str = "") -> list[str]:
+    """Remove what a crash or reboot left, of one guest or of all; one sentence each.
 
-    What is still being made by a living run is left alone.
+    What is still being made by a living run is left alone. Raises LivesnapError when something
+    could not be put right; what was is in its result as `recovered`.
     """
-    raise LivesnapError("not implemented yet")
+    said: list[str] = []
+    failed: list[str] = []
+    for run, owner in abandoned(guest):
+        if is_held(run.key):
+            continue
+        try:
+            with GuestLock.acquire(run.key, _about(owner), 1.0):
+                said += undo_run(run, owner)
+        except TimedOutError:
+            # Somebody began a new run just now: that one recovers.
+            continue
+        except LivesnapError as err:
+            failed.append(str(err))
+    said += remove_orphans(Store(store), guest)
+    said += put_ksm_back(helper)
+    if failed:
+        raise LivesnapError(
+            "recovery is not complete: " + "; ".join(failed),
+            "remove the cause and run livesnap_recover again",
+            {"recovered": said},
+        )
+    return said
+
+
+def recover_for(store: Store, guest: str, key: str, helper: str) -> list[str]:
+    """The same before a run of this guest, which holds the lock of its QEMU process."""
+    said: list[str] = []
+    for run, owner in abandoned(None):
+        if run.key == key:
+            said += undo_run(run, owner)
+        elif owner.get("guest") == guest and not is_held(run.key):
+            with contextlib.suppress(TimedOutError):
+                with GuestLock.acquire(run.key, _about(owner), 1.0):
+                    said += undo_run(run, owner)
+    return said + remove_orphans(store, guest) + put_ksm_back(helper)
+
+
+def abandoned(guest: Optional[str]) -> list[tuple[rundir.RunDir, dict[str, Any]]]:
+    """Run dirs (of a guest, or all) whose owner is gone, with their owner.json, or {}."""
+    found = []
+    for run in rundir.all_run_dirs():
+        owner = run.read("owner.json") or {}
+        if rundir.is_process(owner) or (guest is not None and owner.get("guest") != guest):
+            continue
+        found.append((run, owner))
+    return found
+
+
+def orphans(store: Store, guest: Optional[str]) -> list[tuple[str, str]]:
+    """(guest, snapshot) of the folders in the making that nobody works on."""
+    return [
+        (name, snapshot)
+        for name in ([guest] if guest is not None else store.guests())
+        for snapshot in store.entries(name)[1]
+        if listing.in_progress(store, name, snapshot) is None
+    ]
+
+
+def remove_orphans(store: Store, guest: Optional[str]) -> list[str]:
+    """Remove them; one sentence each."""
+    said = []
+    for name, snapshot in orphans(store, guest):
+        store.discard(store.partial(name, snapshot))
+        said.append(f"removed unfinished snapshot '{snapshot}' of guest '{name}'")
+    return said
+
+
+def undo_run(run: rundir.RunDir, owner: dict[str, Any]) -> list[str]:
+    """Everything of a run whose owner is gone; its lock is held. Its run dir goes last."""
+    what = _what(owner)
+    said = _await_guard(run, what)
+    pid, started = _key(run.key)
+    alive = process.is_alive(pid, started)
+    for role, about in (run.read("helper.json") or {}).items():
+        if isinstance(about, dict) and kill(
+            int(about.get("pid") or 0), int(about.get("start_time") or 0)
+        ):
+            said.append(f"ended the {role} of {what}")
+    steps = [line["step"] for line in run.journal() if "step" in line]
+    if alive and owner.get("qmp_socket"):
+        said += _undo_in_qemu(owner, pid, steps, what)
+    if alive and owner.get("agent_socket") and "freeze" in steps:
+        said += _thaw(owner, what)
+    said += _remove_folder(owner)
+    run.remove()
+    return said or [f"removed what {what} had noted in '{run.path}'"]
+
+
+def _await_guard(run: rundir.RunDir, what: str) -> list[str]:
+    """Wait for a guard that works, then tell what it had to undo."""
+    path = str(run.path / "guard.json")
+    guard = (run.read("guard-process.json") or {}).get("pid")
+    end = time.monotonic() + _GUARD_LIMIT
+    while isinstance(guard, int) and time.monotonic() < end:
+        report = _guard.read_report(path)
+        if not _is_guard(guard) or (report is not None and report.get("finished", True)):
+            break
+        time.sleep(0.1)
+    report = _guard.read_report(path)
+    if report is None:
+        return []
+    done = [
+        text
+        for key, text in (
+            ("released", "released its RAM"),
+            ("resumed", "resumed it"),
+            ("thawed", "thawed it"),
+        )
+        if report.get(key)
+    ]
+    return [
+        f"the guard ended {what} ({report.get('reason', 'reason unknown')}) at"
+        f" {report.get('at', 'an unknown time')}: "
+        + (", ".join(done) if done else "nothing had to be undone")
+    ]
+
+
+def _is_guard(pid: int) -> bool:
+    try:
+        return b"guard" in Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
+    except OSError:
+        return False
+
+
+def _undo_in_qemu(owner: dict[str, Any], pid: int, steps: list[str], what: str) -> list[str]:
+    """Jobs, nodes and descriptors of ours, and a pause of ours."""
+    said = []
+    prefix = leftovers.prefix_of(str(owner.get("id", "")))
+    with Qmp.connect(str(owner["qmp_socket"])) as qmp:
+        if qmp.peer_pid != pid:
+            return []
+        # The pause first: a guest that stands still hurts most.
+        if "stop" in steps and "thaw" not in steps and owner.get("was_running"):
+            status = qmp.execute("query-status")
+            if not status["running"] and status["status"] in ("paused", "prelaunch"):
+                qmp.execute("cont")
+                said.append(f"resumed the guest, which {what} had paused")
+        removed = leftovers.remove(qmp, prefix)
+        if removed:
+            said.append(f"removed from QEMU what {what} left: " + ", ".join(removed))
+        with contextlib.suppress(QmpCommandError):
+            qmp.closefd(prefix + leftovers.UFFD_NAME)
+    return said
+
+
+def _thaw(owner: dict[str, Any], what: str) -> list[str]:
+    """A freeze of ours that may still hold."""
+    try:
+        with Agent.connect(str(owner["agent_socket"]), 5.0) as agent:
+            if agent.status() == "thawed":
+                return []
+            agent.thaw()
+    except AgentError as err:
+        raise LivesnapError(
+            f"the guest may still be frozen by {what}, and cannot be thawed: {err.msg}"
+        ) from None
+    return [f"thawed the guest, which {what} had frozen"]
+
+
+def _remove_folder(owner: dict[str, Any]) -> list[str]:
+    """Its folder in the making, wherever its store is."""
+    names = (owner.get("store"), owner.get("guest"), owner.get("snapshot"))
+    if not all(isinstance(each, str) and each for each in names):
+        return []
+    store, guest, snapshot = (str(each) for each in names)
+    place = Store(store)
+    folder = place.partial(guest, snapshot)
+    if not os.path.lexists(folder):
+        return []
+    place.discard(folder)
+    return [f"removed unfinished snapshot '{snapshot}' of guest '{guest}'"]
+
+
+def _ksm_holders() -> list[str]:
+    try:
+        names = os.listdir(rundir.root() / _KSM)
+    except OSError:
+        return []
+    return names
+
+
+def _ksm_left() -> bool:
+    """Whether KSM was paused for somebody, and all of them are dead."""
+    names = _ksm_holders()
+    if "was" not in names:
+        return False
+    holders = [name for name in names if name not in ("was", "lock")]
+    return not any(process.is_alive(*_key(name)) for name in holders)
+
+
+def put_ksm_back(helper: str) -> list[str]:
+    """KSM as it was, if all who needed it paused are dead."""
+    if not helper or not _ksm_left():
+        return []
+    run_once(helper, ["ksm"])
+    return ["put KSM back, which was paused by a process that is gone"]
+
+
+def _key(text: str) -> tuple[int, int]:
+    pid, _sep, started = text.partition("-")
+    return (int(pid), int(started)) if pid.isdigit() and started.isdigit() else (0, 0)
+
+
+def _what(owner: dict[str, Any]) -> str:
+    return (
+        f"snapshot '{owner['snapshot']}' of guest '{owner.get('guest')}'"
+        if owner.get("snapshot")
+        else "an unknown run"
+    )
+
+
+def _about(owner: dict[str, Any]) -> dict[str, Any]:
+    return {"guest": owner.get("guest"), "snapshot": f"recovery of {owner.get('snapshot')}"}
+
+

@@ -11,27 +11,28 @@ from __future__ import annotations
 
 from typing import Any
 
+from ansible_collections.livesnap.qemu.plugins.module_utils import _owner
+from ansible_collections.livesnap.qemu.plugins.module_utils._bracket import entry
 from ansible_collections.livesnap.qemu.plugins.module_utils._bracket.spec import SnapshotSpec
-from ansible_collections.livesnap.qemu.plugins.module_utils._errors import LivesnapError
 
 __all__ = ["SnapshotSpec", "plan_removal", "plan_snapshot", "remove_snapshot", "take_snapshot"]
 
 
 def plan_snapshot(spec: SnapshotSpec) -> dict[str, Any]:
     """What take_snapshot would do. QMP queries only; creates and attaches to nothing."""
-    raise LivesnapError("not implemented yet")
+    return entry.plan_take(spec)
 
 
 def take_snapshot(spec: SnapshotSpec) -> dict[str, Any]:
     """Take it in a process of its own, or bring the status of an existing one up to date."""
-    raise LivesnapError("not implemented yet")
+    return _owner.follow(_owner.run_detached(spec))
 
 
 def plan_removal(spec: SnapshotSpec) -> dict[str, Any]:
     """What remove_snapshot would do."""
-    raise LivesnapError("not implemented yet")
+    return entry.remove(spec, apply=False)
 
 
 def remove_snapshot(spec: SnapshotSpec) -> dict[str, Any]:
     """Remove a snapshot, aborting one in progress. A complete one needs no QMP socket."""
-    raise LivesnapError("not implemented yet")
+    return entry.remove(spec, apply=True)

@@ -61,16 +61,16 @@ class SnapshotSpec:
         values["staging"] = 0 if staging in ("auto", "") else parse_size(staging, what="staging")
         values["bandwidth"] = parse_size(values.get("bandwidth", 0), what="bandwidth")
         spec = cls(**values)
-        spec.check()
+        spec.check(needs_guest=params.get("state", "present") != "absent")
         return spec
 
-    def check(self) -> None:
+    def check(self, needs_guest: bool = True) -> None:
         """Everything that can be judged without looking at guest or store."""
         names.check(self.guest, "guest")
         names.check(self.name, "name")
         if not self.store.startswith("/"):
             raise LivesnapError(f"store '{self.store}' is not an absolute path")
-        if self.qmp_socket is None:
+        if self.qmp_socket is None and needs_guest:
             raise LivesnapError(
                 f"guest '{self.guest}' has no qmp_socket",
                 "give the path of its QMP socket; libvirt guests are not supported yet",

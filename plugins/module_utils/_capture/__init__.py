@@ -3,3 +3,8 @@
 """How RAM is captured: one file an engine."""
 
 from __future__ import annotations
+
+from ansible_collections.livesnap.qemu.plugins.module_utils._capture import uffd
+
+#: Name of an engine -> its file. `auto` takes the first that has no reason to stand aside.
+ENGINES = {uffd.NAME: uffd}

@@ -3,3 +3,8 @@
 """How disks are captured: one file a scheme."""
 
 from __future__ import annotations
+
+from ansible_collections.livesnap.qemu.plugins.module_utils._disks.backup import Backup
+
+#: Name of a scheme -> its class.
+SCHEMES = {"backup": Backup}

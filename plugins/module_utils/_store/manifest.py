@@ -21,7 +21,7 @@ NAME = "manifest.json"
 LIMIT = 4 << 20
 
 _TAIL = re.compile(rb'  "sha256": "([0-9a-f]{64})"\n}\n')
-_TAIL_LENGTH = 14 + 64 + 4
+_TAIL_LENGTH = len('  "sha256": ""\n}\n') + 64
 
 Check = Callable[[Any], bool]
 

@@ -1,0 +1,265 @@
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""From a request to a result: lock, recovery, what exists already, then the bracket."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+import uuid
+from typing import Any, Optional
+
+from ansible_collections.livesnap.qemu.plugins.module_utils import _recover
+from ansible_collections.livesnap.qemu.plugins.module_utils._bracket import preflight, steps
+from ansible_collections.livesnap.qemu.plugins.module_utils._bracket.link import Link
+from ansible_collections.livesnap.qemu.plugins.module_utils._bracket.run import Run
+from ansible_collections.livesnap.qemu.plugins.module_utils._bracket.spec import SnapshotSpec
+from ansible_collections.livesnap.qemu.plugins.module_utils._connection import _peer
+from ansible_collections.livesnap.qemu.plugins.module_utils._connection.qmp import Qmp
+from ansible_collections.livesnap.qemu.plugins.module_utils._errors import (
+    LivesnapError,
+    QmpConnectError,
+    RefusedError,
+    StoreError,
+)
+from ansible_collections.livesnap.qemu.plugins.module_utils._guest.process import QemuProcess
+from ansible_collections.livesnap.qemu.plugins.module_utils._log import log
+from ansible_collections.livesnap.qemu.plugins.module_utils._store import (
+    listing,
+    manifest,
+    rundir,
+    status,
+)
+from ansible_collections.livesnap.qemu.plugins.module_utils._store.layout import Store
+from ansible_collections.livesnap.qemu.plugins.module_utils._store.locks import GuestLock
+
+#: How long one that was asked to end may take: undoing waits for block jobs. Seconds.
+_END_LIMIT = 120.0
+
+
+def find_process(qmp_socket: str, timeout: float = 10.0) -> QemuProcess:
+    """The QEMU that listens on a socket, without speaking to it: another run may hold it."""
+    with _peer.connect_unix(qmp_socket, timeout) as sock:
+        pid = _peer.listening_qemu(sock, qmp_socket)
+        if not pid:
+            peer = _peer.peer_credentials(sock)[0]
+            raise QmpConnectError(
+                "not_qemu",
+                f"QMP socket '{qmp_socket}' belongs to {_peer.process_name(peer)}, which is not a"
+                " QEMU that runs a guest",
+                "give the guest's own QMP socket",
+            )
+    return QemuProcess.of(pid)
+
+
+def result(
+    snapshot: Optional[dict[str, Any]],
+    actions: list[str],
+    recovered: list[str],
+    warnings: Optional[list[str]] = None,
+    diff: tuple[dict[str, Any], dict[str, Any]] = ({}, {}),
+) -> dict[str, Any]:
+    """What a module returns; changed and diff follow from the same facts. Pure."""
+    return {
+        "changed": bool(actions or recovered),
+        "snapshot": snapshot,
+        "actions": actions,
+        "recovered": recovered,
+        "warnings": warnings or [],
+        "diff": {"before": diff[0], "after": diff[1]},
+    }
+
+
+def existing(
+    spec: SnapshotSpec, store: Store, recovered: list[str], apply: bool
+) -> dict[str, Any]:
+    """A snapshot of that name is there: bring labels and pin up to date, and nothing else."""
+    folder = store.snapshot(spec.guest, spec.name)
+    try:
+        fields = manifest.read(folder)
+        state = status.read(folder)
+    except StoreError as err:
+        raise StoreError(
+            f"snapshot '{spec.name}' of guest '{spec.guest}' exists, but is not sound: {err.msg}",
+            "it is never replaced: remove it with state: absent, or choose another name",
+            {"recovered": recovered},
+        ) from None
+    lacks = []
+    if spec.memory and fields["memory"] is None:
+        lacks.append("memory: true (it has no RAM)")
+    if spec.freeze == "required" and not fields["consistency"]["freeze"]["achieved"]:
+        why = fields["consistency"]["freeze"]["reason"]
+        lacks.append(f"freeze: required (it was taken without: {why})")
+    if lacks:
+        raise RefusedError(
+            f"snapshot '{spec.name}' of guest '{spec.guest}' exists and is less than what is"
+            f" asked: {', '.join(lacks)}",
+            "a snapshot is never replaced: choose another name, or remove it first",
+            "less",
+            {"recovered": recovered},
+        )
+    wanted = status.changed(state, spec.labels, spec.pinned)
+    actions = []
+    for key in ("labels", "pinned"):
+        if wanted[key] != state[key]:
+            actions.append(f"set {key} of snapshot '{spec.name}' to {wanted[key]!r}")
+    if actions and apply:
+        status.write(folder, wanted)
+    found = listing.describe(fields, wanted, str(folder))
+    keys = ("labels", "pinned")
+    before, after = ({key: each[key] for key in keys} for each in (state, wanted))
+    if not actions:
+        before = after = {}
+    return result(found, actions, recovered, [], (before, after))
+
+
+def _taken(spec: SnapshotSpec) -> list[str]:
+    return [f"took snapshot '{spec.name}' of guest '{spec.guest}'"]
+
+
+_ABSENT = {"state": "absent"}
+_PRESENT = {"state": "present"}
+_APPEARS = (_ABSENT, _PRESENT)
+
+
+def take(spec: SnapshotSpec, link: Link) -> dict[str, Any]:
+    """The whole of it, in the owner process."""
+    store = preflight.check_store(spec)
+    try:
+        process = find_process(str(spec.qmp_socket))
+    except LivesnapError:
+        if store.exists(spec.guest, spec.name):
+            # A guest that is switched off changes nothing about what is there.
+            return existing(spec, store, [], True)
+        raise
+    about = {"guest": spec.guest, "snapshot": spec.name, "store": str(store.root)}
+
+    def cancelled() -> bool:
+        return link.caller_gone() or link.asked_to_end()
+
+    with GuestLock.acquire(process.key, about, float(spec.lock_timeout), cancelled):
+        recovered = _recover.recover_for(store, spec.guest, process.key, spec.helper)
+        if store.exists(spec.guest, spec.name):
+            return existing(spec, store, recovered, True)
+        try:
+            return _take_new(spec, link, store, process, recovered)
+        except LivesnapError as err:
+            err.result.setdefault("recovered", recovered)
+            raise
+
+
+def _take_new(
+    spec: SnapshotSpec, link: Link, store: Store, process: QemuProcess, recovered: list[str]
+) -> dict[str, Any]:
+    started, started_at = rundir.utc(), time.monotonic()
+    with Qmp.connect(str(spec.qmp_socket)) as qmp:
+        plan = preflight.examine(spec, qmp, process, touch=True)
+        run = Run(
+            spec=spec,
+            id=str(uuid.uuid4()),
+            process=process,
+            store=store,
+            rundir=rundir.RunDir(process.key),
+            link=link,
+            qmp=qmp,
+            plan=plan,
+            started=started,
+            started_at=started_at,
+            warnings=list(plan.warnings),
+        )
+        run.rundir.make()
+        run.rundir.write(
+            "owner.json",
+            {
+                **rundir.myself(),
+                "id": run.id,
+                "store": str(store.root),
+                "guest": spec.guest,
+                "snapshot": spec.name,
+                "qmp_socket": spec.qmp_socket,
+                "agent_socket": spec.agent_socket if plan.freeze else None,
+                "was_running": plan.facts.running,
+            },
+        )
+        log(spec.guest, run.id, f"snapshot '{spec.name}' begins")
+        try:
+            snapshot = steps.execute(run)
+        except LivesnapError as err:
+            log(spec.guest, run.id, str(err), error=True)
+            raise
+        finally:
+            if run.qmp is not qmp:
+                run.qmp.close()
+            # What could not be undone is for recovery, which finds it by this folder.
+            if not run.problems:
+                run.rundir.remove()
+        log(spec.guest, run.id, f"snapshot '{spec.name}' is complete")
+    return result(snapshot, _taken(spec), recovered, run.warnings, _APPEARS)
+
+
+def plan_take(spec: SnapshotSpec) -> dict[str, Any]:
+    """The same in check mode: QMP queries, looks at the store, and nothing else."""
+    store = preflight.check_store(spec)
+    left = _recover.plan_recovery(spec.store, spec.guest)
+    if store.exists(spec.guest, spec.name):
+        return existing(spec, store, left, False)
+    making = listing.in_progress(store, spec.guest, spec.name)
+    if making is not None:
+        found = [
+            each
+            for each in listing.list_snapshots(spec.store, spec.guest)
+            if each["name"] == spec.name
+        ]
+        return result(found[0] if found else None, [], left)
+    process = find_process(str(spec.qmp_socket))
+    with Qmp.connect(str(spec.qmp_socket)) as qmp:
+        plan = preflight.examine(spec, qmp, process, touch=False)
+    return result(preflight.predicted(spec, plan), _taken(spec), left, plan.warnings, _APPEARS)
+
+
+def remove(spec: SnapshotSpec, apply: bool) -> dict[str, Any]:
+    """state: absent. Aborts one in progress; a complete one loses its name before its files."""
+    store = Store(spec.store)
+    store.check()
+    actions: list[str] = []
+    making = listing.in_progress(store, spec.guest, spec.name)
+    if making is not None:
+        actions.append(f"aborted snapshot '{spec.name}' of guest '{spec.guest}' in progress")
+        if apply:
+            _end(store, spec)
+    recovered = (
+        _recover.recover(spec.store, spec.guest, spec.helper)
+        if apply
+        else _recover.plan_recovery(spec.store, spec.guest)
+    )
+    before: Optional[dict[str, Any]] = None
+    if store.exists(spec.guest, spec.name):
+        before = listing.look(store, spec.guest, spec.name)
+        actions.append(f"removed snapshot '{spec.name}' of guest '{spec.guest}'")
+        if apply:
+            store.remove(spec.guest, spec.name)
+    return result(before, actions, recovered, [], (_PRESENT if actions else _ABSENT, _ABSENT))
+
+
+def _end(store: Store, spec: SnapshotSpec) -> None:
+    """SIGTERM to the process that makes it, and wait until it has undone everything."""
+    end = time.monotonic() + _END_LIMIT
+    asked = False
+    while True:
+        making = listing.in_progress(store, spec.guest, spec.name)
+        if making is None:
+            return
+        if not asked:
+            asked = True
+            try:
+                os.kill(making["owner"]["pid"], signal.SIGTERM)
+            except ProcessLookupError:
+                return
+        if time.monotonic() > end:
+            raise LivesnapError(
+                f"snapshot '{spec.name}' of guest '{spec.guest}' did not end within"
+                f" {_END_LIMIT:g} s of being asked to",
+                f"look at process {making['owner']['pid']}",
+            )
+        time.sleep(0.1)

@@ -1,0 +1,214 @@
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Everything that can be refused, before anything is touched: queries, looks at the store."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, Optional
+
+from ansible_collections.livesnap.qemu.plugins.module_utils._bracket.spec import SnapshotSpec
+from ansible_collections.livesnap.qemu.plugins.module_utils._capture import ENGINES
+from ansible_collections.livesnap.qemu.plugins.module_utils._connection.qmp import Qmp
+from ansible_collections.livesnap.qemu.plugins.module_utils._disks import SCHEMES
+from ansible_collections.livesnap.qemu.plugins.module_utils._disks.select import Selection, select
+from ansible_collections.livesnap.qemu.plugins.module_utils._errors import (
+    AgentError,
+    RefusedError,
+)
+from ansible_collections.livesnap.qemu.plugins.module_utils._guest.agent import Agent
+from ansible_collections.livesnap.qemu.plugins.module_utils._guest.facts import (
+    GuestFacts,
+    agent_listens,
+    read_facts,
+)
+from ansible_collections.livesnap.qemu.plugins.module_utils._guest.process import QemuProcess
+from ansible_collections.livesnap.qemu.plugins.module_utils._store import names, space
+from ansible_collections.livesnap.qemu.plugins.module_utils._store.layout import Store
+
+_NO_UUID = "00000000-0000-0000-0000-000000000000"
+
+
+@dataclass
+class Plan:
+    """What a run is going to do, and why."""
+
+    facts: GuestFacts
+    process: QemuProcess
+    uuid: Optional[str]
+    engine: Optional[str]
+    selection: Selection
+    #: node name -> bytes
+    disk_estimates: dict[str, int]
+    memory_estimate: int
+    freeze: bool
+    freeze_reason: Optional[str]
+    block_nodes: list[dict[str, str]]
+    warnings: list[str] = field(default_factory=list)
+
+    @property
+    def node_disks(self) -> list[Any]:
+        """The disks that are captured, in QEMU's order."""
+        return [disk for disk, _scheme in self.selection.chosen]
+
+
+def guest_uuid(facts: GuestFacts) -> Optional[str]:
+    """QEMU says all zeros where none was given. Pure."""
+    value = facts.uuid.lower()
+    return None if value == _NO_UUID or not names.is_uuid(value) else value
+
+
+def check_store(spec: SnapshotSpec) -> Store:
+    """The store, usable; refused before anybody asks the guest."""
+    store = Store(spec.store)
+    store.check()
+    return store
+
+
+def examine(spec: SnapshotSpec, qmp: Qmp, process: QemuProcess, touch: bool) -> Plan:
+    """Everything that a run has to know; raises RefusedError and its like with the reason.
+
+    `touch`: the agent may be asked (check mode sends QMP queries only).
+    """
+    store = Store(spec.store)
+    facts = read_facts(qmp, process)
+    uuid = guest_uuid(facts)
+    store.check_owner(spec.guest, uuid, facts.name or None)
+    if facts.status not in ("running", "paused"):
+        raise RefusedError(
+            f"guest '{spec.guest}' is '{facts.status}', neither running nor paused",
+            "a snapshot of such a state would be of no use",
+            "state",
+        )
+    selection = select(facts.disks, spec.disks, spec.disk_scheme, SCHEMES)
+    if not spec.memory and not selection.chosen:
+        raise RefusedError(
+            f"nothing of guest '{spec.guest}' is to be captured: no RAM and no disk",
+            "set memory: true, or select a disk",
+            "nothing",
+        )
+    disks = [disk for disk, _scheme in selection.chosen]
+    if disks:
+        SCHEMES["backup"].check()
+    plan = Plan(
+        facts=facts,
+        process=process,
+        uuid=uuid,
+        engine=choose_engine(spec, facts, process) if spec.memory else None,
+        selection=selection,
+        disk_estimates=SCHEMES["backup"].estimate(qmp, disks),
+        memory_estimate=memory_bytes(facts, process.pid) if spec.memory else 0,
+        freeze=False,
+        freeze_reason=None,
+        block_nodes=[
+            {
+                "node": str(node["node-name"]),
+                "driver": str(node.get("drv", "")),
+                "file": str(node.get("file", "")),
+            }
+            for node in qmp.execute("query-named-block-nodes", {"flat": True})
+        ],
+        warnings=spec.warnings(),
+    )
+    space.check(store.root, plan.memory_estimate, sum(plan.disk_estimates.values()))
+    plan.freeze_reason = no_freeze(spec, facts, qmp, touch)
+    plan.freeze = plan.freeze_reason is None
+    if spec.freeze == "required" and not plan.freeze:
+        raise RefusedError(
+            f"guest '{spec.guest}' cannot be frozen, which is required: {plan.freeze_reason}",
+            "start qemu-guest-agent in the guest, or set freeze: auto",
+            "freeze",
+        )
+    return plan
+
+
+def choose_engine(spec: SnapshotSpec, facts: GuestFacts, process: QemuProcess) -> str:
+    """The engine asked for, or the first that has no reason to stand aside."""
+    wanted = list(ENGINES) if spec.engine == "auto" else [spec.engine]
+    said = []
+    for name in wanted:
+        found = ENGINES[name].reasons(facts, process.pid, spec.helper)
+        if not found:
+            return name
+        said.append(f"engine '{name}': " + "; ".join(each.message for each in found))
+        reason = found[0].reason
+    raise RefusedError(
+        f"cannot capture RAM of guest '{spec.guest}': " + "; ".join(said),
+        "remove the cause, or set memory: false to capture its disks alone",
+        reason,
+    )
+
+
+def memory_bytes(facts: GuestFacts, pid: int) -> int:
+    """The most that the RAM image can take: what the process has in memory, RAM's size at most."""
+    total = facts.memory_bytes
+    try:
+        with open(f"/proc/{pid}/status", encoding="ascii", errors="replace") as file:
+            fields = dict(line.split(":", 1) for line in file if ":" in line)
+        resident = sum(
+            int(fields.get(key, "0 kB").split()[0]) << 10 for key in ("VmRSS", "VmSwap")
+        ) + (int(fields.get("HugetlbPages", "0 kB").split()[0]) << 10)
+    except (OSError, ValueError):
+        return total
+    # ROMs and video memory come on top of what counts as RAM; an image has an index as well.
+    most = min(total + (64 << 20), resident)
+    return most + most // 128
+
+
+def no_freeze(
+    spec: SnapshotSpec, facts: GuestFacts, qmp: Qmp, touch: bool
+) -> Optional[str]:
+    """Why the guest will not be frozen; None when it will be tried."""
+    if spec.freeze == "never":
+        return "not asked for"
+    if spec.agent_socket is None:
+        return "no agent_socket was given"
+    if not facts.running:
+        return "the guest was paused by its operator, so its agent cannot answer"
+    if agent_listens(qmp, spec.agent_socket) is False:
+        return "no agent has opened its port in the guest"
+    if not touch:
+        return None
+    try:
+        with Agent.connect(spec.agent_socket, min(float(spec.freeze_timeout), 5.0)) as agent:
+            if agent.status(float(spec.freeze_timeout)) != "thawed":
+                return "the guest's file systems are frozen already, by somebody else"
+    except AgentError as err:
+        return err.msg
+    return None
+
+
+def predicted(spec: SnapshotSpec, plan: Plan) -> dict[str, Any]:
+    """`snapshot` in check mode: what can be known beforehand. Pure."""
+    return {
+        "id": None,
+        "guest": spec.guest,
+        "uuid": plan.uuid,
+        "name": spec.name,
+        "created": None,
+        "path": str(Store(spec.store).snapshot(spec.guest, spec.name)),
+        "complete": False,
+        "consistency": {
+            "level": "filesystem" if plan.freeze else "crash",
+            "indications": [f"fsfreeze: {plan.freeze_reason or 'will be tried'}"],
+        },
+        "engine": plan.engine,
+        "timings": None,
+        "memory": {"bytes": plan.memory_estimate} if spec.memory else None,
+        "disks": [
+            {
+                "match": disk.label,
+                "node": disk.node,
+                "scheme": scheme,
+                "bytes": disk.virtual_bytes,
+                "stored_bytes": plan.disk_estimates[disk.node],
+                "file": None,
+            }
+            for disk, scheme in plan.selection.chosen
+        ],
+        "restore_blockers": list(plan.facts.restore_blockers),
+        "schedule": spec.schedule,
+        "slot": spec.slot,
+        "labels": sorted(set(spec.labels or [])),
+        "pinned": bool(spec.pinned),
+    }

@@ -36,6 +36,7 @@ struct pm_arg {
 #define PM_IS_WRITTEN (1u << 1)
 #define PM_IS_PRESENT (1u << 3)
 #define PM_IS_SWAPPED (1u << 4)
+#define PM_IS_PFNZERO (1u << 5)
 #define PM_IS_HUGE (1u << 6)
 
 /* Bits of an entry of /proc/PID/pagemap. */
@@ -57,7 +58,7 @@ static int scan_ioctl(int fd, uint64_t start, uint64_t end, struct pm_region *ve
         .vec = (uint64_t)(uintptr_t)vec,
         .vec_len = len,
         .category_anyof_mask = PM_IS_PRESENT | PM_IS_SWAPPED,
-        .return_mask = PM_IS_PRESENT | PM_IS_SWAPPED | PM_IS_WRITTEN | PM_IS_HUGE,
+        .return_mask = PM_IS_PRESENT | PM_IS_SWAPPED | PM_IS_WRITTEN | PM_IS_PFNZERO | PM_IS_HUGE,
     };
     int n;
 
@@ -122,6 +123,9 @@ static int scan_new(const struct ls_pagemap *pm, uint64_t start, uint64_t end,
             unsigned flags = LS_PM_PRESENT;
             int rc;
 
+            /* The zero page, mapped because somebody read a hole: still as good as a hole. */
+            if ((vec[i].categories & PM_IS_PFNZERO) && (vec[i].categories & PM_IS_WRITTEN))
+                continue;
             if (!(vec[i].categories & PM_IS_WRITTEN))
                 flags |= LS_PM_PROTECTED;
             if (vec[i].categories & PM_IS_HUGE)
@@ -177,8 +181,8 @@ static int scan_old(const struct ls_pagemap *pm, uint64_t start, uint64_t end,
 
         if (stop > end)
             stop = end;
-        want = (stop - start) / LS_PAGE;
-        got = pread(pm->fd, entry, want * sizeof *entry, (off_t)(start / LS_PAGE * sizeof *entry));
+        want = (stop - start) / LS_SMALL;
+        got = pread(pm->fd, entry, want * sizeof *entry, (off_t)(start / LS_SMALL * sizeof *entry));
         if (got < 0 && errno == EINTR)
             continue;
         if (got < 0)
@@ -198,11 +202,11 @@ static int scan_old(const struct ls_pagemap *pm, uint64_t start, uint64_t end,
                 i++;
             if (!(flags & LS_PM_PRESENT))
                 continue;
-            rc = visit(start + first * LS_PAGE, start + i * LS_PAGE, flags | huge, arg);
+            rc = visit(start + first * LS_SMALL, start + i * LS_SMALL, flags | huge, arg);
             if (rc)
                 return rc;
         }
-        start += n * LS_PAGE;
+        start += n * LS_SMALL;
     }
     return 0;
 }

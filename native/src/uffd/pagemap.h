@@ -34,8 +34,9 @@ bool ls_pagemap_have_scan(void);
 
 /*
  * Calls `visit` for the runs of present pages in [start, end), in ascending order; what lies
- * between the runs is not present. A visit that does not return 0 ends the scan with that value.
- * Returns 0, that value, or -1 with errno.
+ * between the runs is not present (or, with PAGEMAP_SCAN, the unprotected zero page, whose next
+ * write makes a new page as in a hole). A visit that does not return 0 ends the scan with that
+ * value. Returns 0, that value, or -1 with errno.
  */
 typedef int (*ls_pagemap_visit)(uint64_t start, uint64_t end, unsigned flags, void *arg);
 int ls_pagemap_scan(const struct ls_pagemap *pm, uint64_t start, uint64_t end,

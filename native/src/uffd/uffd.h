@@ -15,7 +15,7 @@
 
 #include "common/error.h"
 
-#define LS_PAGE 4096ull
+#define LS_SMALL 4096ull /* the unit of all bitmaps here, and of the image */
 #define LS_HUGE (2ull << 20)
 #define LS_UFFD_PIECE (64ull << 20)
 

@@ -1,0 +1,388 @@
+/* SPDX-License-Identifier: GPL-3.0-or-later */
+#include "capture/keeper.h"
+
+#include <errno.h>
+#include <poll.h>
+#include <signal.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <sys/syscall.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include "common/ksm.h"
+
+#define PROGRESS_S 0.25
+#define ARM_TRIES 3
+#define WRITER_GRACE_MS 2000 /* how long a writer may take to remove its image */
+
+double ls_seconds_since(const struct timespec *began)
+{
+    struct timespec now;
+
+    clock_gettime(CLOCK_MONOTONIC, &now);
+    return (double)(now.tv_sec - began->tv_sec) + (double)(now.tv_nsec - began->tv_nsec) / 1e9;
+}
+
+static void set_state(struct ls_keeper *k, enum ls_progress_state state)
+{
+    /* release: whatever the state says has been done */
+    if (k->progress)
+        atomic_store_explicit(&k->progress->state, state, memory_order_release);
+}
+
+static void resume_ksm(struct ls_keeper *k)
+{
+    struct ls_error ignored;
+
+    if (k->ksm_held)
+        ls_ksm_resume(getpid(), &ignored);
+    k->ksm_held = false;
+}
+
+/* ---- requests ---- */
+
+static int read_map(struct ls_keeper *k, const char *ramblock, struct ls_error *err)
+{
+    struct ls_rammap map = {0};
+    struct ls_layout layout = {0};
+    int rc;
+
+    if (ls_rammap_refresh(k->start.pid, ramblock, &k->map, &map, err))
+        return -1;
+    rc = ls_layout_make(&layout, &map, err);
+    ls_rammap_free(&map);
+    if (rc)
+        return -1;
+    if (k->has_layout) {
+        bool same = ls_layout_same(&k->engine->layout, &layout);
+
+        ls_layout_free(&layout);
+        return same ? 0
+                    : ls_fail(err, LS_REFUSED, "ramblock",
+                              "the guest's RAM blocks changed while it was stopped");
+    }
+    /* Only what is mapped: smaps would cost milliseconds of the pause. */
+    if (ls_layout_check(&layout, k->start.pid, LS_MAPS, err) ||
+        ls_keeper_describe(k, &layout, err)) {
+        ls_layout_free(&layout);
+        return -1;
+    }
+    if (ls_engine_set_layout(k->engine, &layout, err))
+        return -1;
+    k->has_layout = true;
+    ls_stage_give_order(k->stage, LS_ORDER_CREATE);
+    return 0;
+}
+
+static int protect(struct ls_keeper *k, const struct ls_request *r, struct ls_error *err)
+{
+    struct ls_protect_result got;
+    struct timespec began;
+
+    if (k->phase > LS_PHASE_PROTECTED)
+        return ls_fail(err, LS_USAGE, "request", "'protect' came after 'arm'");
+    clock_gettime(CLOCK_MONOTONIC, &began);
+    if (read_map(k, r->ramblock, err) || ls_engine_protect(k->engine, &got, err))
+        return -1;
+    if (k->phase == LS_PHASE_ATTACHED)
+        k->protected_at = began;
+    k->phase = LS_PHASE_PROTECTED;
+    ls_events_send(&k->out,
+                   json_pack("{s:s, s:f, s:I, s:i}", "event", "protected", "ms",
+                             ls_seconds_since(&began) * 1e3, "pages", (json_int_t)got.pages,
+                             "scans", (int)got.scans),
+                   true);
+    return 0;
+}
+
+static void send_armed(struct ls_keeper *k, uint64_t written, const struct timespec *began)
+{
+    ls_events_send(&k->out,
+                   json_pack("{s:s, s:b, s:I, s:f}", "event", "armed", "clean", written == 0,
+                             "written_pages", (json_int_t)written, "ms",
+                             ls_seconds_since(began) * 1e3),
+                   true);
+}
+
+static int arm(struct ls_keeper *k, struct ls_error *err)
+{
+    struct ls_protect_result ignored;
+    struct timespec began;
+    uint64_t written;
+
+    if (k->phase != LS_PHASE_PROTECTED)
+        return ls_fail(err, LS_USAGE, "request", "'arm' came %s",
+                       k->phase == LS_PHASE_ATTACHED ? "before 'protect'" : "twice");
+    clock_gettime(CLOCK_MONOTONIC, &began);
+#ifdef LS_FAULTS
+    if (k->engine->late_arm) {
+        k->phase = LS_PHASE_ARMED;
+        clock_gettime(CLOCK_MONOTONIC, &k->armed_at);
+        send_armed(k, 0, &began);
+        return ls_engine_arm_late(k->engine, err);
+    }
+#endif
+    if (ls_engine_arm(k->engine, &written, err))
+        return -1;
+    if (written == 0) {
+        k->phase = LS_PHASE_ARMED;
+        clock_gettime(CLOCK_MONOTONIC, &k->armed_at);
+        k->reported_at = k->armed_at;
+    } else if (ls_engine_protect(k->engine, &ignored, err)) {
+        return -1;
+    }
+    send_armed(k, written, &began);
+    return 0;
+}
+
+static int handle_line(struct ls_keeper *k, const char *line, size_t length, struct ls_error *err)
+{
+    struct ls_request r;
+    int rc;
+
+    if (ls_request_parse(line, length, &r, err))
+        return -1;
+    switch (r.kind) {
+    case LS_REQUEST_PROTECT:
+        rc = protect(k, &r, err);
+        break;
+    case LS_REQUEST_ARM:
+        rc = arm(k, err);
+        break;
+    case LS_REQUEST_ABORT:
+        rc = ls_fail(err, LS_ABORTED, "request", "aborted on request");
+        break;
+    default:
+        rc = ls_fail(err, LS_USAGE, "request", "'start' came twice");
+    }
+    ls_request_free(&r);
+    return rc;
+}
+
+static int handle_input(struct ls_keeper *k, struct ls_error *err)
+{
+    size_t length;
+    char *line;
+    int rc = 0;
+
+    if (ls_lines_fill(&k->in, err))
+        return -1;
+    while (rc == 0 && (line = ls_lines_next(&k->in, &length))) {
+        rc = handle_line(k, line, length, err);
+        free(line);
+    }
+    if (rc == 0 && k->in.end && k->phase < LS_PHASE_ARMED)
+        return ls_fail(err, LS_ABORTED, "owner",
+                       "the owner closed the requests before RAM was armed");
+    return rc;
+}
+
+/* ---- what engine and writer say ---- */
+
+static void send_progress(struct ls_keeper *k)
+{
+    struct ls_progress *p = k->progress;
+    uint64_t stored = atomic_load_explicit(&k->stage->stored_bytes, memory_order_relaxed);
+
+    atomic_store_explicit(&p->stored_bytes, stored, memory_order_relaxed);
+    if (k->phase < LS_PHASE_ARMED || ls_seconds_since(&k->reported_at) < PROGRESS_S)
+        return;
+    clock_gettime(CLOCK_MONOTONIC, &k->reported_at);
+    ls_events_send(&k->out,
+                   json_pack("{s:s, s:I, s:I, s:I, s:I}", "event", "progress", "done_bytes",
+                             (json_int_t)atomic_load_explicit(&p->done_bytes, memory_order_relaxed),
+                             "total_bytes", (json_int_t)k->engine->layout.ram_bytes, "stored_bytes",
+                             (json_int_t)stored, "faults",
+                             (json_int_t)atomic_load_explicit(&p->faults, memory_order_relaxed)),
+                   false);
+}
+
+/* All of RAM is in staging or stored: the guest is let go, the writer may finish. */
+static void free_guest(struct ls_keeper *k)
+{
+    ls_engine_release(k->engine);
+    k->protected_s = ls_seconds_since(&k->armed_at);
+    set_state(k, LS_PROGRESS_RELEASED);
+    k->phase = LS_PHASE_RELEASED;
+    resume_ksm(k);
+    ls_stage_give_order(k->stage, LS_ORDER_FINISH);
+    ls_events_send(
+        &k->out, json_pack("{s:s, s:f}", "event", "released", "protected_s", k->protected_s), true);
+}
+
+static void send_done(struct ls_keeper *k)
+{
+    const struct ls_image_stats *s = &k->stage->stats;
+    struct ls_engine *e = k->engine;
+
+    ls_events_send(
+        &k->out,
+        json_pack("{s:s, s:f, s:I, s:I, s:I, s:I, s:{s:f, s:f, s:f}, s:{s:I, s:I}, s:s, s:[]}",
+                  "event", "done", "sweep_s", ls_seconds_since(&k->armed_at), "bytes",
+                  (json_int_t)s->ram_bytes, "zero_bytes", (json_int_t)s->zero_bytes, "stored_bytes",
+                  (json_int_t)s->stored_bytes, "faults",
+                  (json_int_t)atomic_load_explicit(&k->progress->faults, memory_order_relaxed),
+                  "fault_us", "p50", ls_histogram_us(&e->fault_time, 0.5), "p99",
+                  ls_histogram_us(&e->fault_time, 0.99), "max", ls_histogram_us(&e->fault_time, 1),
+                  "proof", "scans",
+                  (json_int_t)atomic_load_explicit(&e->proof_scans, memory_order_relaxed), "chunks",
+                  (json_int_t)atomic_load_explicit(&e->proof_chunks, memory_order_relaxed),
+                  "checksum", s->checksum, "warnings"),
+        true);
+}
+
+/* 1: everything is done; 0: go on; -1: failed. */
+static int look(struct ls_keeper *k, bool target_gone, bool writer_gone, struct ls_error *err)
+{
+    /* acquire: pairs with the writer's release of stats and error */
+    uint32_t state = atomic_load_explicit(&k->stage->state, memory_order_acquire);
+
+    if (state == LS_WRITER_FAILED) {
+        *err = k->stage->error;
+        return -1;
+    }
+    if (state == LS_WRITER_DONE)
+        return 1;
+    if (writer_gone)
+        return ls_fail(err, LS_STORAGE, "writer", "the process that stores RAM died");
+    if (k->phase == LS_PHASE_RELEASED)
+        return 0;
+    if (target_gone)
+        return ls_fail(err, LS_GONE, "gone", "the guest's process ended during the capture");
+    if (ls_engine_failed(k->engine, err))
+        return -1;
+    if (k->phase == LS_PHASE_ARMED && ls_engine_complete(k->engine))
+        free_guest(k);
+    return 0;
+}
+
+static void drain(int fd)
+{
+    uint64_t value;
+
+    if (read(fd, &value, sizeof value) < 0)
+        errno = 0; /* an eventfd that had nothing */
+}
+
+static int loop(struct ls_keeper *k, struct ls_error *err)
+{
+    int rc = 0;
+
+    while (rc == 0) {
+        bool more = ls_events_flush(&k->out);
+        struct pollfd p[] = {
+            {.fd = k->in.end ? -1 : k->in.fd, .events = POLLIN},
+            {.fd = k->engine->news, .events = POLLIN},
+            {.fd = k->stage->notify, .events = POLLIN},
+            {.fd = k->target_pidfd, .events = POLLIN},
+            {.fd = k->writer_pidfd, .events = POLLIN},
+            {.fd = more ? k->out.fd : -1, .events = POLLOUT},
+        };
+
+        if (k->phase == LS_PHASE_RELEASED)
+            p[3].fd = -1;
+        if (poll(p, sizeof p / sizeof *p, 100) < 0 && errno != EINTR)
+            return ls_fail_errno(err, LS_INTERNAL, "poll", "poll failed");
+        if (p[1].revents)
+            drain(p[1].fd);
+        if (p[2].revents)
+            drain(p[2].fd);
+        if (p[0].revents && handle_input(k, err))
+            return -1;
+        rc = look(k, p[3].revents != 0, p[4].revents != 0, err);
+        send_progress(k);
+    }
+    return rc < 0 ? -1 : 0;
+}
+
+/* ---- the ends ---- */
+
+/* The guest first; then the writer gets a moment to remove its image. One in D state is left
+ * alone: it holds nothing of the guest. */
+static void throw_away(struct ls_keeper *k)
+{
+    if (k->engine)
+        ls_engine_release(k->engine);
+    set_state(k, LS_PROGRESS_FAILED);
+    resume_ksm(k);
+    if (k->writer > 0) {
+        struct pollfd p = {.fd = k->writer_pidfd, .events = POLLIN};
+
+        ls_stage_give_order(k->stage, LS_ORDER_DISCARD);
+        if (poll(&p, 1, WRITER_GRACE_MS) <= 0)
+            syscall(SYS_pidfd_send_signal, k->writer_pidfd, SIGKILL, NULL, 0);
+    }
+}
+
+static int read_start(struct ls_keeper *k, struct ls_error *err)
+{
+    for (;;) {
+        struct pollfd p = {.fd = k->in.fd, .events = POLLIN};
+        size_t length;
+        char *line;
+        int rc;
+
+        if (poll(&p, 1, -1) < 0 && errno != EINTR)
+            return ls_fail_errno(err, LS_INTERNAL, "poll", "poll failed");
+        if (ls_lines_fill(&k->in, err))
+            return -1;
+        line = ls_lines_next(&k->in, &length);
+        if (line) {
+            rc = ls_request_parse(line, length, &k->start, err);
+            free(line);
+            if (rc == 0 && k->start.kind != LS_REQUEST_START)
+                return ls_fail(err, LS_USAGE, "request", "the first request must be 'start'");
+            return rc;
+        }
+        if (k->in.end)
+            return ls_fail(err, LS_USAGE, "request", "no request came");
+    }
+}
+
+static void clean_up(struct ls_keeper *k)
+{
+    ls_engine_free(k->engine);
+    ls_layout_free(&k->first);
+    ls_rammap_free(&k->map);
+    ls_request_free(&k->start);
+    ls_lines_free(&k->in);
+    if (k->writer > 0)
+        waitpid(k->writer, NULL, WNOHANG);
+    ls_stage_free(k->stage);
+    if (k->progress)
+        munmap(k->progress, sizeof *k->progress);
+    free(k);
+}
+
+int ls_keeper_run(int in, int out)
+{
+    struct ls_keeper *k = calloc(1, sizeof *k);
+    struct ls_error err;
+    int code = LS_OK;
+
+    if (!k)
+        return LS_INTERNAL;
+    k->in.fd = in;
+    k->out.fd = out;
+    k->progress_fd = k->writer_pidfd = k->target_pidfd = -1;
+    if (read_start(k, &err) || ls_keeper_setup(k, &err) || loop(k, &err)) {
+        throw_away(k);
+        code = (int)err.cls;
+        if (err.cls == LS_ABORTED)
+            ls_events_send(&k->out,
+                           json_pack("{s:s, s:s, s:s}", "event", "aborted", "reason", err.reason,
+                                     "message", err.message),
+                           true);
+        else
+            ls_events_error(&k->out, &err);
+    } else {
+        set_state(k, LS_PROGRESS_DONE);
+        send_done(k);
+    }
+    ls_events_finish(&k->out, 1000);
+    clean_up(k);
+    return code;
+}

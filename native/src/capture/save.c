@@ -1,0 +1,255 @@
+/* SPDX-License-Identifier: GPL-3.0-or-later */
+/* Claim, copy, prove, release: the way of every page, whether a fault or the sweep asks for it. */
+#include <errno.h>
+#include <string.h>
+#include <sys/uio.h>
+#include <time.h>
+
+#include "capture/engine.h"
+#include "common/fault.h"
+#include "uffd/uffd.h"
+
+void ls_chunk_pages(const struct ls_engine *e, const struct ls_block *b, uint64_t chunk,
+                    struct ls_mask *pages)
+{
+    uint64_t at = chunk * LS_CHUNK_PAGES, first = b->base + b->pad,
+             end = first + b->length / LS_SMALL;
+
+    (void)e;
+    memset(pages, 0, sizeof *pages);
+    if (first < at)
+        first = at;
+    if (end > at + LS_CHUNK_PAGES)
+        end = at + LS_CHUNK_PAGES;
+    if (first < end)
+        ls_mask_set_range(pages, (unsigned)(first - at), (unsigned)(end - at));
+}
+
+void ls_stager_flush(struct ls_engine *e, struct ls_stager *s)
+{
+    if (!s->held)
+        return;
+    if (e->stage->slot[s->slot].extents > 0)
+        ls_stage_submit(e->stage, s->slot);
+    else
+        ls_stage_give(e->stage, s->slot);
+    s->held = false;
+    s->used = 0;
+}
+
+/* Makes room for `pages` in one slot; waits for the writer if need be. -1 if the engine stops. */
+static int make_room(struct ls_engine *e, struct ls_stager *s, unsigned pages,
+                     struct ls_fault_thread *fault)
+{
+    if (s->held && s->used + pages <= LS_CHUNK_PAGES)
+        return 0;
+    ls_stager_flush(e, s);
+    for (;;) {
+        /* acquire: seen before the queue is looked at */
+        uint32_t seen = atomic_load_explicit(&e->stage->free_news, memory_order_acquire);
+
+        if (ls_engine_stopping(e))
+            return -1;
+        if (ls_stage_take(e->stage, fault ? 0 : e->reserve, &s->slot))
+            break;
+        if (fault) {
+            /* Waiting for the storage is not hanging; events must be read meanwhile. */
+            ls_engine_tick(e);
+            ls_fault_drain(fault);
+        }
+        ls_stage_wait_free(e->stage, seen, 50);
+    }
+    s->held = true;
+    s->used = 0;
+    return 0;
+}
+
+static int copy_pages(struct ls_engine *e, const struct ls_block *b, uint64_t address,
+                      const struct ls_mask *data, unsigned count, uint8_t *to, struct ls_error *err)
+{
+    struct iovec local = {.iov_base = to, .iov_len = count * LS_SMALL};
+    struct iovec remote[LS_CHUNK_PAGES / 2 + 1];
+    unsigned n = 0;
+    ssize_t got;
+
+    for (unsigned a = 0, z; ls_mask_run(data, &a, &z); a = z) {
+        remote[n].iov_base = (void *)(uintptr_t)(address + a * LS_SMALL);
+        remote[n++].iov_len = (z - a) * LS_SMALL;
+    }
+    got = process_vm_readv(e->pid, &local, 1, remote, n, 0);
+    if (got == (ssize_t)local.iov_len)
+        return 0;
+    if (got < 0 && errno == ESRCH)
+        return ls_uffd_fail(err, errno, "read", address, LS_HUGE);
+    if (got < 0 && errno != EFAULT)
+        return ls_fail_errno(err, LS_INTERNAL, "read", "cannot read RAM block '%s' at %#llx", b->id,
+                             (unsigned long long)address);
+    return ls_fail(err, LS_TORN, "unmapped", "RAM block '%s' is not readable at %#llx any more",
+                   b->id, (unsigned long long)address);
+}
+
+/* Lifts protection of [from, to) and wakes; waits while a trip-wire event is in the way. */
+static int release_range(struct ls_engine *e, uint64_t from, uint64_t to,
+                         struct ls_fault_thread *fault, struct ls_error *err)
+{
+    static const struct timespec pause = {.tv_nsec = 20000};
+
+    while (from < to) {
+        if (ls_uffd_protect(e->uffd, from, to - from, false, &from) == 0)
+            return 0;
+        if (ls_uffd_errno(errno) != LS_UFFD_AGAIN)
+            return ls_uffd_fail(err, errno, "release", from, to - from);
+        if (ls_engine_stopping(e))
+            return 0; /* who stops us releases everything */
+        if (fault)
+            ls_fault_drain(fault);
+        else
+            nanosleep(&pause, NULL);
+    }
+    return 0;
+}
+
+/* Releases what was saved here, in as few calls as can be: pages between that are saved by others
+ * or were never populated may be released along; pages still being copied must not. */
+static int release_pages(struct ls_engine *e, uint64_t chunk, uint64_t address,
+                         const struct ls_mask *data, const struct ls_mask *inside,
+                         struct ls_fault_thread *fault, struct ls_error *err)
+{
+    struct ls_mask may;
+
+    for (unsigned i = 0; i < LS_CHUNK_WORDS; i++) {
+        uint64_t word = chunk * LS_CHUNK_WORDS + i;
+
+        /* acquire: pairs with the release after another thread's copy */
+        may.word[i] =
+            (atomic_load_explicit(&e->saved[word], memory_order_acquire) | ~e->populated[word]) &
+            inside->word[i];
+    }
+    for (unsigned a = ls_mask_next(data, 0, true); a < LS_CHUNK_PAGES;) {
+        unsigned stop = ls_mask_next(&may, a, false), last = stop;
+
+        while (!ls_mask_test(data, last - 1))
+            last--;
+        if (release_range(e, address + a * LS_SMALL, address + last * LS_SMALL, fault, err))
+            return -1;
+        a = stop < LS_CHUNK_PAGES ? ls_mask_next(data, stop, true) : LS_CHUNK_PAGES;
+    }
+    return 0;
+}
+
+/* Notes which pages are zero and lists the others for the writer. */
+static unsigned sort_pages(struct ls_engine *e, struct ls_stager *s, uint64_t chunk,
+                           const struct ls_mask *data, unsigned count)
+{
+    struct ls_slot *slot = &e->stage->slot[s->slot];
+    const uint8_t *at = (const uint8_t *)ls_slot_data(e->stage, s->slot) + s->used * LS_SMALL;
+    uint64_t page = chunk * LS_CHUNK_PAGES;
+    struct ls_extent *x = NULL;
+    struct ls_mask zero = {{0}};
+    unsigned i = 0, zeros = 0;
+
+    for (unsigned p = ls_mask_next(data, 0, true); p < LS_CHUNK_PAGES;
+         p = ls_mask_next(data, p + 1, true), i++) {
+        if (ls_page_is_zero(at + i * LS_SMALL)) {
+            ls_mask_set(&zero, p);
+            zeros++;
+        } else if (x && x->page + x->count == page + p && x->offset + x->count == s->used + i) {
+            x->count++;
+        } else {
+            x = &slot->extent[slot->extents++];
+            x->page = page + p;
+            x->offset = s->used + i;
+            x->count = 1;
+        }
+    }
+    if (zeros > 0)
+        for (unsigned w = 0; w < LS_CHUNK_WORDS; w++)
+            atomic_fetch_or_explicit(&e->stage->zero[chunk * LS_CHUNK_WORDS + w], zero.word[w],
+                                     memory_order_relaxed);
+    if (x)
+        s->used = x->offset + x->count > s->used ? x->offset + x->count : s->used;
+    (void)count;
+    return zeros;
+}
+
+static int fail(struct ls_engine *e, const struct ls_error *err)
+{
+    ls_engine_fail(e, err);
+    return -1;
+}
+
+int ls_save_pages(struct ls_engine *e, struct ls_stager *s, uint64_t chunk,
+                  const struct ls_mask *want, struct ls_fault_thread *fault)
+{
+    const struct ls_block *b = ls_layout_of_page(&e->layout, chunk * LS_CHUNK_PAGES);
+    uint64_t address = ls_chunk_address(b, chunk);
+    struct ls_mask mine, data, inside;
+    unsigned need = 0, count, saved;
+    struct ls_error err;
+    int missing;
+
+    for (unsigned i = 0; i < LS_CHUNK_WORDS; i++) {
+        uint64_t word = chunk * LS_CHUNK_WORDS + i;
+        /* relaxed: a guess; the claim below decides */
+        uint64_t free =
+            want->word[i] & ~atomic_load_explicit(&e->claimed[word], memory_order_relaxed);
+
+        need += (unsigned)__builtin_popcountll(free & e->populated[word]);
+    }
+    /* Room first: a page must not stay claimed while its thread waits for the storage. */
+    if (need > 0 && make_room(e, s, need, fault))
+        return -1;
+    for (unsigned i = 0; i < LS_CHUNK_WORDS; i++) {
+        uint64_t word = chunk * LS_CHUNK_WORDS + i;
+
+        /* acq_rel: exactly one thread gets each bit */
+        mine.word[i] = want->word[i] & ~atomic_fetch_or_explicit(&e->claimed[word], want->word[i],
+                                                                 memory_order_acq_rel);
+        data.word[i] = mine.word[i] & e->populated[word];
+    }
+    count = ls_mask_count(&data);
+    saved = ls_mask_count(&mine);
+    if (saved == 0)
+        return 0;
+    if (count > 0) {
+        uint8_t *to = (uint8_t *)ls_slot_data(e->stage, s->slot) + s->used * LS_SMALL;
+
+        if (LS_FAULT("capture.copy") && ls_fail(&err, LS_INTERNAL, "fault", "fault point"))
+            return fail(e, &err);
+        if (copy_pages(e, b, address, &data, count, to, &err))
+            return fail(e, &err);
+        missing = ls_scan_proof(e, address, &data);
+        if (missing < 0) {
+            ls_uffd_fail(&err, errno, "look at", address, LS_HUGE);
+            return fail(e, &err);
+        }
+        if (missing > 0) {
+            ls_fail(&err, LS_TORN, "proof",
+                    "%d pages of RAM block '%s' near %#llx lost their write protection before they "
+                    "were saved; the snapshot is thrown away",
+                    missing, b->id, (unsigned long long)address);
+            return fail(e, &err);
+        }
+        if (LS_FAULT("capture.release") && ls_fail(&err, LS_INTERNAL, "fault", "fault point"))
+            return fail(e, &err);
+    }
+    for (unsigned i = 0; i < LS_CHUNK_WORDS; i++)
+        if (mine.word[i])
+            /* release: the copy comes before the bit */
+            atomic_fetch_or_explicit(&e->saved[chunk * LS_CHUNK_WORDS + i], mine.word[i],
+                                     memory_order_release);
+    if (count > 0) {
+        ls_chunk_pages(e, b, chunk, &inside);
+        if (release_pages(e, chunk, address, &data, &inside, fault, &err))
+            return fail(e, &err);
+        atomic_fetch_add_explicit(&e->zero_pages, sort_pages(e, s, chunk, &data, count),
+                                  memory_order_relaxed);
+    }
+    ls_engine_tick(e);
+    atomic_fetch_add_explicit(&e->progress->done_bytes, saved * LS_SMALL, memory_order_relaxed);
+    /* acq_rel: who sees the last page saved sees all of them */
+    if (atomic_fetch_add_explicit(&e->saved_pages, saved, memory_order_acq_rel) + saved ==
+        e->total_pages)
+        ls_engine_tell(e);
+    return (int)saved;
+}

@@ -1,0 +1,465 @@
+/* SPDX-License-Identifier: GPL-3.0-or-later */
+/* The engine against a process that never stops writing: every image is compared, byte by byte,
+ * with what the process had while it was parked. */
+#include <errno.h>
+#include <poll.h>
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+
+#include <cmocka.h>
+
+#include "capture/engine.h"
+#include "capture_lab.h"
+#include "uffd/uffd.h"
+
+static struct ls_progress progress;
+
+struct run {
+    struct lab *lab;
+    struct ls_stage *stage;
+    struct ls_engine *engine;
+    uint8_t *image[4];
+    uint8_t *truth[4];
+    pthread_t store;
+    _Atomic uint32_t finish;
+    _Atomic uint32_t delay_us; /* of the storage, a slot */
+    uint8_t *count;            /* how often each page came */
+    struct ls_error err;
+};
+
+static unsigned rounds(unsigned n)
+{
+    const char *text = getenv("ROUNDS");
+
+    return text ? n * (unsigned)atoi(text) : n;
+}
+
+/* Stands in for the writer process. */
+static void *store_main(void *arg)
+{
+    struct run *r = arg;
+    uint32_t slot;
+
+    for (;;) {
+        uint32_t seen = atomic_load(&r->stage->filled_news), finish = atomic_load(&r->finish);
+
+        if (!ls_stage_fetch(r->stage, &slot)) {
+            if (finish)
+                return NULL;
+            ls_stage_wait_filled(r->stage, seen, 50);
+            continue;
+        }
+        if (atomic_load(&r->delay_us))
+            usleep(atomic_load(&r->delay_us));
+        for (uint32_t i = 0; i < r->stage->slot[slot].extents; i++) {
+            struct ls_extent *x = &r->stage->slot[slot].extent[i];
+            const struct ls_block *b = ls_layout_of_page(&r->engine->layout, x->page);
+            uint64_t offset = (x->page - b->base - b->pad) * LAB_PAGE;
+
+            memcpy(r->image[b - r->engine->layout.block] + offset,
+                   (uint8_t *)ls_slot_data(r->stage, slot) + x->offset * LAB_PAGE,
+                   x->count * LAB_PAGE);
+            for (uint32_t p = 0; p < x->count; p++)
+                r->count[x->page + p]++;
+        }
+        ls_stage_give(r->stage, slot);
+    }
+}
+
+static void run_new(struct run *r, struct lab *l, size_t staging)
+{
+    memset(r, 0, sizeof *r);
+    r->lab = l;
+    r->stage = ls_stage_new(staging, 1 << 20, NULL, NULL, &r->err);
+    assert_non_null(r->stage);
+    for (unsigned i = 0; i < l->blocks; i++) {
+        r->image[i] = malloc(l->block[i].size);
+        r->truth[i] = malloc(l->block[i].size);
+    }
+}
+
+static void run_free(struct run *r)
+{
+    for (unsigned i = 0; i < 4; i++) {
+        free(r->image[i]);
+        free(r->truth[i]);
+    }
+    ls_stage_free(r->stage);
+}
+
+static void begin(struct run *r, bool old_pagemap, unsigned sweepers)
+{
+    struct ls_rammap map = {.count = r->lab->blocks};
+    struct ls_layout layout;
+    struct ls_engine_options o = {
+        .pid = r->lab->pid,
+        .uffd = lab_uffd(r->lab),
+        .fault_threads = 2,
+        .sweep_threads = sweepers,
+        .force_pagemap_file = old_pagemap,
+        .stage = r->stage,
+        .progress = &progress,
+    };
+
+    memset(&progress, 0, sizeof progress);
+    assert_true(o.uffd >= 0);
+    assert_int_equal(ls_uffd_handshake(o.uffd, &r->err), 0);
+    assert_int_equal(ls_engine_new(&r->engine, &o, &r->err), 0);
+    map.blocks = calloc(map.count, sizeof *map.blocks);
+    for (unsigned i = 0; i < map.count; i++) {
+        snprintf(map.blocks[i].id, sizeof map.blocks[i].id, "block%u", i);
+        map.blocks[i].host = (uintptr_t)r->lab->block[i].at;
+        map.blocks[i].used = map.blocks[i].total = r->lab->block[i].size;
+    }
+    assert_int_equal(ls_layout_make(&layout, &map, &r->err), 0);
+    free(map.blocks);
+    if (ls_layout_check(&layout, r->lab->pid, LS_SMAPS, &r->err))
+        fail_msg("%s", r->err.message);
+    r->count = calloc(layout.pages, 1);
+    assert_int_equal(ls_engine_set_layout(r->engine, &layout, &r->err), 0);
+    for (unsigned i = 0; i < r->lab->blocks; i++)
+        memset(r->image[i], 0x5a, r->lab->block[i].size);
+    atomic_store(&r->finish, 0);
+    pthread_create(&r->store, NULL, store_main, r);
+}
+
+static void arm(struct run *r)
+{
+    struct ls_protect_result got;
+    uint64_t written = 1;
+
+    lab_park(r->lab);
+    for (unsigned i = 0; i < r->lab->blocks; i++)
+        lab_read(r->lab, i, r->truth[i]);
+    if (ls_engine_protect(r->engine, &got, &r->err))
+        fail_msg("%s", r->err.message);
+    if (ls_engine_arm(r->engine, &written, &r->err))
+        fail_msg("%s", r->err.message);
+    assert_int_equal(written, 0);
+    lab_go(r->lab);
+}
+
+/* 0 when all is saved, -1 when it failed, 1 when neither came in time. */
+static int wait_end(struct run *r)
+{
+    for (int i = 0; i < 3000; i++) {
+        struct pollfd p = {.fd = r->engine->news, .events = POLLIN};
+
+        if (ls_engine_failed(r->engine, &r->err))
+            return -1;
+        if (ls_engine_complete(r->engine))
+            return 0;
+        poll(&p, 1, 10);
+    }
+    return 1;
+}
+
+static void end(struct run *r)
+{
+    ls_engine_release(r->engine);
+    atomic_store(&r->finish, 1);
+    ls_stage_wake_all(r->stage);
+    pthread_join(r->store, NULL);
+}
+
+static void end_free(struct run *r)
+{
+    end(r);
+    ls_engine_free(r->engine);
+    free(r->count);
+}
+
+static void compare(struct run *r)
+{
+    const struct ls_layout *l = &r->engine->layout;
+
+    for (uint32_t b = 0; b < l->count; b++) {
+        uint64_t first = l->block[b].base + l->block[b].pad;
+
+        for (uint64_t p = 0; p < l->block[b].length / LAB_PAGE; p++) {
+            bool zero = atomic_load(&r->stage->zero[(first + p) / 64]) >> ((first + p) % 64) & 1;
+
+            if (r->count[first + p] + zero != 1)
+                fail_msg("block %u page %lu came %u times, zero %d", b, p, r->count[first + p],
+                         zero);
+            if (zero)
+                memset(r->image[b] + p * LAB_PAGE, 0, LAB_PAGE);
+            if (memcmp(r->image[b] + p * LAB_PAGE, r->truth[b] + p * LAB_PAGE, LAB_PAGE) != 0)
+                fail_msg("block %u page %lu is of another instant", b, p);
+        }
+    }
+}
+
+static void hunt(bool old_pagemap, bool huge, size_t staging, unsigned n)
+{
+    struct lab l = {0};
+    struct run r;
+    uint64_t faults = 0, began = lab_us();
+
+    lab_add(&l, huge ? 16 << 20 : 12 << 20, false, huge);
+    lab_add(&l, 8 << 20, true, false);
+    lab_add(&l, 3 * LAB_PAGE, false, false);
+    lab_start(&l, true);
+    run_new(&r, &l, staging);
+    for (unsigned i = 0; i < n; i++) {
+        uint64_t before = atomic_load(&l.words->rounds);
+
+        begin(&r, old_pagemap, 1 + i % 2);
+        arm(&r);
+        switch (wait_end(&r)) {
+        case -1:
+            fail_msg("round %u: %s", i, r.err.message);
+            break;
+        case 1:
+            fail_msg("round %u: %lu of %lu pages saved", i, atomic_load(&r.engine->saved_pages),
+                     r.engine->total_pages);
+            break;
+        default:
+            break;
+        }
+        end(&r);
+        compare(&r);
+        faults += atomic_load(&progress.faults);
+        if (i == n - 1)
+            print_message("faults a capture %lu, p50 %.0f us, p99 %.0f us\n", faults / n,
+                          ls_histogram_us(&r.engine->fault_time, 0.5),
+                          ls_histogram_us(&r.engine->fault_time, 0.99));
+        ls_engine_free(r.engine);
+        free(r.count);
+        while (atomic_load(&l.words->rounds) == before)
+            usleep(100); /* it goes on */
+    }
+    print_message("%u captures in %.2f s, longest write %lu us\n", n,
+                  (double)(lab_us() - began) / 1e6, atomic_load(&l.words->longest_us));
+    run_free(&r);
+    lab_stop(&l);
+}
+
+static void hunt_small_pages(void **state)
+{
+    (void)state;
+    hunt(false, false, 64 << 20, rounds(30));
+}
+
+static void hunt_huge_pages(void **state)
+{
+    (void)state;
+    hunt(false, true, 64 << 20, rounds(30));
+}
+
+static void hunt_old_pagemap(void **state)
+{
+    (void)state;
+    hunt(true, true, 64 << 20, rounds(15));
+}
+
+static void make_small(struct lab *l)
+{
+    lab_add(l, 24 << 20, false, false);
+    lab_start(l, true);
+    while (atomic_load(&l->words->rounds) < 2)
+        usleep(100);
+}
+
+/* Staging is far smaller than RAM and the storage slow: guest and sweep wait, nothing is lost. */
+static void small_staging(void **state)
+{
+    struct lab l = {0};
+    struct run r;
+
+    (void)state;
+    lab_add(&l, 96 << 20, false, true);
+    lab_start(&l, true);
+    while (atomic_load(&l.words->rounds) < 2)
+        usleep(100);
+    run_new(&r, &l, 32 << 20);
+    begin(&r, false, 2);
+    atomic_store(&r.delay_us, 10000);
+    arm(&r);
+    assert_int_equal(wait_end(&r), 0);
+    end(&r);
+    compare(&r);
+    print_message("%lu faults, p50 %.0f us, p99 %.0f us, max %.0f us\n",
+                  atomic_load(&progress.faults), ls_histogram_us(&r.engine->fault_time, 0.5),
+                  ls_histogram_us(&r.engine->fault_time, 0.99),
+                  ls_histogram_us(&r.engine->fault_time, 1));
+    ls_engine_free(r.engine);
+    free(r.count);
+    run_free(&r);
+    lab_stop(&l);
+}
+
+/* RAM discarded before it is saved ends the snapshot, with that reason. */
+static void discard(void **state)
+{
+    struct lab l = {0};
+    struct run r;
+
+    (void)state;
+    make_small(&l);
+    run_new(&r, &l, 32 << 20);
+    begin(&r, false, 1);
+    atomic_store(&r.delay_us, 50000);
+    arm(&r);
+    lab_ask(&l, 'd');
+    assert_int_equal(wait_end(&r), -1);
+    assert_int_equal(r.err.cls, LS_TORN);
+    assert_string_equal(r.err.reason, "discarded");
+    end_free(&r);
+    lab_answer(&l);
+    run_free(&r);
+    lab_stop(&l);
+}
+
+/* RAM discarded between protect and arm: arm says that it is not clean, then it is. */
+static void discard_before_arm(void **state)
+{
+    struct ls_protect_result got;
+    struct lab l = {0};
+    struct run r;
+    uint64_t written = 0;
+
+    (void)state;
+    make_small(&l);
+    run_new(&r, &l, 32 << 20);
+    begin(&r, false, 1);
+    lab_park(&l);
+    assert_int_equal(ls_engine_protect(r.engine, &got, &r.err), 0);
+    lab_ask(&l, 'd');
+    lab_answer(&l);
+    assert_int_equal(ls_engine_arm(r.engine, &written, &r.err), 0);
+    assert_true(written > 0);
+    assert_int_equal(ls_engine_protect(r.engine, &got, &r.err), 0);
+    lab_go(&l);
+    usleep(20000); /* writers go on: what they touch is not protected any more */
+    lab_park(&l);
+    assert_int_equal(ls_engine_arm(r.engine, &written, &r.err), 0);
+    assert_true(written > 100);
+    arm(&r);
+    assert_int_equal(wait_end(&r), 0);
+    end(&r);
+    compare(&r);
+    ls_engine_free(r.engine);
+    free(r.count);
+    run_free(&r);
+    lab_stop(&l);
+}
+
+/* A write by the kernel, for a system call of the target, is caught like any other. */
+static void write_by_kernel(void **state)
+{
+    struct lab l = {0};
+    struct run r;
+
+    (void)state;
+    lab_add(&l, 24 << 20, false, false);
+    lab_start(&l, false);
+    run_new(&r, &l, 64 << 20);
+    for (int i = 0; i < 5; i++) {
+        struct ls_protect_result got;
+        uint64_t written, faults;
+
+        lab_ask(&l, 'r');
+        lab_answer(&l);
+        begin(&r, false, 1);
+        atomic_store(&l.words->parked, LAB_WRITERS);
+        lab_read(&l, 0, r.truth[0]);
+        assert_int_equal(ls_engine_protect(r.engine, &got, &r.err), 0);
+        lab_ask(&l, 'r'); /* before arm: let go unsaved, and seen by arm */
+        lab_answer(&l);
+        assert_int_equal(ls_engine_arm(r.engine, &written, &r.err), 0);
+        assert_int_equal(written, 8);
+        assert_int_equal(ls_engine_protect(r.engine, &got, &r.err), 0);
+        assert_int_equal(ls_engine_arm(r.engine, &written, &r.err), 0);
+        assert_int_equal(written, 0);
+        lab_ask(&l, 'r');
+        lab_answer(&l);
+        faults = atomic_load(&progress.faults);
+        assert_int_equal(wait_end(&r), 0);
+        end(&r);
+        compare(&r);
+        print_message("%lu faults by read(2)\n", faults);
+        ls_engine_free(r.engine);
+        free(r.count);
+    }
+    run_free(&r);
+    lab_stop(&l);
+}
+
+/* Abort at any moment: the target is free at once, however slow the storage. */
+static void abort_any_time(void **state)
+{
+    struct lab l = {0};
+    struct run r;
+
+    (void)state;
+    make_small(&l);
+    for (unsigned i = 0; i < rounds(20); i++) {
+        uint64_t began, went;
+
+        run_new(&r, &l, 32 << 20);
+        begin(&r, i % 2, 2);
+        atomic_store(&r.delay_us, 100000);
+        if (i % 5 != 0)
+            arm(&r);
+        usleep(i * 1777 % 20000);
+        began = lab_us();
+        ls_engine_release(r.engine);
+        began = lab_us() - began;
+        if (began > 1000000) /* a busy machine's second; milliseconds on an idle one */
+            fail_msg("release took %lu us", began);
+        went = atomic_load(&l.words->rounds);
+        while (atomic_load(&l.words->rounds) < went + 2)
+            usleep(100);
+        atomic_store(&r.delay_us, 0);
+        end_free(&r);
+        run_free(&r);
+    }
+    lab_stop(&l);
+}
+
+/* The target dies: the capture fails, and nothing hangs. */
+static void target_dies(void **state)
+{
+    struct lab l = {0};
+    struct run r;
+
+    (void)state;
+    make_small(&l);
+    run_new(&r, &l, 32 << 20);
+    begin(&r, false, 1);
+    atomic_store(&r.delay_us, 20000);
+    arm(&r);
+    kill(l.pid, SIGKILL);
+    assert_int_equal(wait_end(&r), -1);
+    end_free(&r);
+    run_free(&r);
+    lab_stop(&l);
+}
+
+static int setup(void **state)
+{
+    uint64_t features;
+    struct ls_error err;
+
+    (void)state;
+    if (ls_uffd_probe(&features, &err)) {
+        print_message("SKIP capture_engine: %s\n", err.message);
+        exit(0);
+    }
+    return 0;
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(hunt_small_pages), cmocka_unit_test(hunt_huge_pages),
+        cmocka_unit_test(hunt_old_pagemap), cmocka_unit_test(small_staging),
+        cmocka_unit_test(discard),          cmocka_unit_test(discard_before_arm),
+        cmocka_unit_test(write_by_kernel),  cmocka_unit_test(abort_any_time),
+        cmocka_unit_test(target_dies),
+    };
+
+    return cmocka_run_group_tests(tests, setup, NULL);
+}

@@ -41,7 +41,8 @@ static int read_footer(struct ls_image *image, struct ls_fmt_footer *f, struct l
     if (f->version != LS_FMT_VERSION)
         return ls_fail(err, LS_TORN, "version", "it has version %u; this helper reads %u",
                        f->version, LS_FMT_VERSION);
-    if (f->footer_checksum != XXH3_64bits(f, offsetof(struct ls_fmt_footer, footer_checksum)))
+    if (f->footer_checksum != XXH3_64bits(f, offsetof(struct ls_fmt_footer, footer_checksum)) &&
+        CHECK_SUMS)
         return ls_fail(err, LS_TORN, "checksum", "its footer has a wrong checksum");
     if (f->footer_length != sizeof *f || !ls_is_zero(f->reserved, sizeof f->reserved))
         return ls_fail(err, LS_TORN, "reserved", "a reserved field of its footer is not zero");
@@ -72,16 +73,10 @@ static int read_head(const struct ls_image *image, const struct ls_fmt_footer *f
 
 static bool checksum_is(XXH128_hash_t hash, const uint8_t *expected)
 {
-#ifdef FUZZING_BUILD_MODE_UNSAFE_FOR_PRODUCTION
-    (void)hash;
-    (void)expected;
-    return true; /* else the fuzzer would not get past it */
-#else
     XXH128_canonical_t canonical;
 
     XXH128_canonicalFromHash(&canonical, hash);
-    return memcmp(canonical.digest, expected, sizeof canonical.digest) == 0;
-#endif
+    return memcmp(canonical.digest, expected, sizeof canonical.digest) == 0 || !CHECK_SUMS;
 }
 
 /* Checks index and padding in pieces; nothing is kept. */

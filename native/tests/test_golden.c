@@ -1,0 +1,46 @@
+/* SPDX-License-Identifier: GPL-3.0-or-later */
+/* Images that earlier versions wrote (tests/golden) are read for ever. Never write them anew: a
+ * change of the format gets a new version, and a new file beside these. */
+#include "image_lib.h"
+
+static void golden(enum ls_codec codec)
+{
+    const char *dir = getenv("LIVESNAP_GOLDEN") ? getenv("LIVESNAP_GOLDEN") : "../tests/golden";
+    struct guest *g = guest_new(7, codec == LS_CODEC_NONE ? 1 : GUEST_BLOCKS, codec);
+    char *name, *path;
+    struct ls_image *image;
+
+    assert_true(asprintf(&name, "image-v1-%s.lsnap", ls_codec_name(codec)) > 0);
+    path = in_dir(dir, name);
+    if (access(path, F_OK)) {
+        printf("SKIP golden: there is no %s here\n", path);
+    } else {
+        guest_compare(g, path, 100);
+        image = guest_open(path);
+        assert_int_equal(ls_image_info(image)->version, 1);
+        assert_int_equal(ls_image_info(image)->codec, codec);
+        assert_memory_equal(ls_image_info(image)->id, g->spec.id, 16);
+        assert_string_equal(ls_image_string(image, "machine"), "pc-i440fx-7.2");
+        assert_int_equal(ls_image_info(image)->range_count, 2);
+        assert_int_equal(ls_image_info(image)->ranges[1].gpa, 0x100000000);
+        ls_image_close(image);
+    }
+    free(name);
+    free(path);
+    guest_free(g);
+}
+
+static void test_golden(void **state)
+{
+    (void)state;
+    golden(LS_CODEC_NONE);
+    golden(LS_CODEC_LZ4);
+    golden(LS_CODEC_ZSTD);
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {cmocka_unit_test(test_golden)};
+
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}

@@ -16,7 +16,7 @@
 #include <sys/mman.h>
 #include <sys/syscall.h>
 
-#include "guard/keeper.h"
+#include "guard/watch.h"
 
 #define RAM ((size_t)8 << 20)
 
@@ -188,24 +188,24 @@ static inline void clear_stage(void)
     close(stage_fd);
 }
 
-static inline void look_up(struct ls_keeper *keeper)
+static inline void look_up(struct ls_watch *keeper)
 {
     struct ls_error err = {0};
 
     /* The descriptor of the progress memory has the same number in the child. */
-    if (ls_keeper_open(keeper, keeper_pid, 0, atomic_load(&stage->uffd), stage_fd, &err) != 0)
+    if (ls_watch_open(keeper, keeper_pid, 0, atomic_load(&stage->uffd), stage_fd, &err) != 0)
         fail_msg("%s", err.message);
 }
 
 /* Looks as the guard does, until the keeper is found hung; how long that took. */
-static inline int watch(struct ls_keeper *keeper, int limit_ms)
+static inline int watch(struct ls_watch *keeper, int limit_ms)
 {
     int64_t began = ls_now_ms();
 
     while (ls_now_ms() - began < limit_ms) {
-        if (ls_keeper_look(keeper, ls_now_ms()) == LS_KEEPER_HUNG)
+        if (ls_watch_look(keeper, ls_now_ms()) == LS_WATCH_HUNG)
             return (int)(ls_now_ms() - began);
-        ls_sleep_ms(LS_KEEPER_LOOK_MS);
+        ls_sleep_ms(LS_WATCH_LOOK_MS);
     }
     return -1;
 }
@@ -227,11 +227,11 @@ static inline void expect_free(void)
     assert_int_equal(atomic_load(&stage->removed), 1);
 }
 
-static inline void release(struct ls_keeper *keeper)
+static inline void release(struct ls_watch *keeper)
 {
     struct ls_error err = {0};
 
-    if (ls_keeper_release(keeper, &err) != 0)
+    if (ls_watch_release(keeper, &err) != 0)
         fail_msg("%s", err.message);
 }
 

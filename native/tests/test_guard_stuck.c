@@ -89,7 +89,7 @@ static int thaw(void **state)
 
 static void killed_with_one_thread_in_the_kernel(void **state)
 {
-    struct ls_keeper keeper;
+    struct ls_watch keeper;
 
     (void)state;
     if (!threads_have_pidfds())
@@ -108,12 +108,12 @@ static void killed_with_one_thread_in_the_kernel(void **state)
     release(&keeper);
     expect_free();
     assert_false(ls_peer_ended(&keeper.peer));
-    ls_keeper_close(&keeper);
+    ls_watch_close(&keeper);
 }
 
 static void alive_with_its_main_thread_in_the_kernel(void **state)
 {
-    struct ls_keeper keeper;
+    struct ls_watch keeper;
 
     (void)state;
     freeze();
@@ -126,7 +126,7 @@ static void alive_with_its_main_thread_in_the_kernel(void **state)
     release(&keeper);
     expect_free();
     assert_false(ls_peer_ended(&keeper.peer));
-    ls_keeper_close(&keeper);
+    ls_watch_close(&keeper);
 }
 
 int main(void)

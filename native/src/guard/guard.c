@@ -110,8 +110,8 @@ static int take_keeper(struct ls_guard *guard, const json_t *request, struct ls_
         take_number(request, "keeper_start_time", INT64_MAX, &start_time, err) != 0 ||
         take_number(request, "keeper_uffd", INT32_MAX, &uffd, err) != 0 ||
         take_number(request, "keeper_progress", INT32_MAX, &progress, err) != 0 ||
-        ls_keeper_open(&guard->keeper, (pid_t)pid, (uint64_t)start_time, (int)uffd, (int)progress,
-                       err) != 0)
+        ls_watch_open(&guard->keeper, (pid_t)pid, (uint64_t)start_time, (int)uffd, (int)progress,
+                      err) != 0)
         return -1;
     guard->has_keeper = true;
     return 0;
@@ -248,7 +248,7 @@ static void leave_keeper(struct life *life)
     ls_report_write(guard);
     guard->outcome.finished = false;
     emit(life, json_pack("{ss ss}", "event", "released", "reason", "keeper hung"));
-    ls_keeper_close(&guard->keeper);
+    ls_watch_close(&guard->keeper);
     guard->has_keeper = false;
     if (life->state == RUNNING)
         end(life, LS_GUARD_UNDID);
@@ -261,18 +261,18 @@ static void watch_keeper(struct life *life)
 
     if (!guard->has_keeper)
         return;
-    switch (ls_keeper_look(&guard->keeper, ls_now_ms())) {
-    case LS_KEEPER_HUNG:
+    switch (ls_watch_look(&guard->keeper, ls_now_ms())) {
+    case LS_WATCH_HUNG:
         leave_keeper(life);
         break;
-    case LS_KEEPER_ENDED:
+    case LS_WATCH_ENDED:
         /* A keeper that was killed has left KSM paused. */
         if (ls_ksm_tidy(&err) != 0)
             ls_log(LOG_ERR, "%s", err.message);
-        ls_keeper_close(&guard->keeper);
+        ls_watch_close(&guard->keeper);
         guard->has_keeper = false;
         break;
-    case LS_KEEPER_LIVES:
+    case LS_WATCH_LIVES:
         break;
     }
 }
@@ -329,7 +329,7 @@ static void decide(struct life *life, bool told_to_end)
 
 static int wait_ms(const struct life *life)
 {
-    int ms = life->guard.has_keeper ? LS_KEEPER_LOOK_MS : -1;
+    int ms = life->guard.has_keeper ? LS_WATCH_LOOK_MS : -1;
 
     if (life->state == BRACKET) {
         int left = ls_left_ms(life->undo_at);
@@ -388,11 +388,11 @@ int ls_guard_run(int in, int out)
     life->in = in;
     life->out = out;
     life->guard.qemu = life->guard.owner = (struct ls_peer)LS_PEER_NONE;
-    life->guard.keeper = (struct ls_keeper)LS_KEEPER_NONE;
+    life->guard.keeper = (struct ls_watch)LS_WATCH_NONE;
     life->guard.signals = open_signals();
     live(life);
     code = life->code;
-    ls_keeper_close(&life->guard.keeper);
+    ls_watch_close(&life->guard.keeper);
     ls_peer_close(&life->guard.owner);
     ls_peer_close(&life->guard.qemu);
     if (life->guard.signals >= 0)

@@ -56,7 +56,7 @@ void ls_undo_release(struct ls_guard *guard)
 
     if (!guard->has_keeper || guard->outcome.released)
         return;
-    if (ls_keeper_release(&guard->keeper, &err) == 0) {
+    if (ls_watch_release(&guard->keeper, &err) == 0) {
         guard->outcome.released = true;
         /* Even where the keeper hangs in the kernel for good: it protects nothing any more. */
         if (ls_ksm_resume(guard->keeper.peer.pid, &err) != 0)

@@ -6,7 +6,7 @@
 #ifndef LS_GUARD_UNDO_H
 #define LS_GUARD_UNDO_H
 
-#include "guard/keeper.h"
+#include "guard/watch.h"
 
 /* What has been achieved, as written to the report. */
 struct ls_outcome {
@@ -31,7 +31,7 @@ struct ls_guard {
     bool has_keeper;
     struct ls_peer qemu;
     struct ls_peer owner;
-    struct ls_keeper keeper;
+    struct ls_watch keeper;
     int signals; /* signalfd with SIGTERM, or -1 */
     struct ls_outcome outcome;
 };

@@ -7,7 +7,7 @@
 
 static void one_that_is_stopped(void **state)
 {
-    struct ls_keeper keeper;
+    struct ls_watch keeper;
     struct ls_peer peer;
     struct ls_error err;
     int witness, took;
@@ -23,19 +23,19 @@ static void one_that_is_stopped(void **state)
     assert_int_equal(watch(&keeper, 500), -1); /* it beats: waiting alone is no reason */
     kill(keeper_pid, SIGSTOP);
     took = watch(&keeper, 4000);
-    assert_in_range(took, LS_KEEPER_STALL_MS - LS_KEEPER_LOOK_MS, 2800);
+    assert_in_range(took, LS_WATCH_STALL_MS - LS_WATCH_LOOK_MS, 2800);
     release(&keeper);
     expect_free();
     assert_int_equal(lab_wait(keeper_pid, 1000), -1);
     close(witness);
     ls_peer_close(&peer);
-    ls_keeper_close(&keeper);
+    ls_watch_close(&keeper);
     clear_stage();
 }
 
 static void one_that_is_a_zombie_with_a_thread_left(void **state)
 {
-    struct ls_keeper keeper;
+    struct ls_watch keeper;
 
     (void)state;
     if (!threads_have_pidfds())
@@ -50,13 +50,13 @@ static void one_that_is_a_zombie_with_a_thread_left(void **state)
     assert_in_range(watch(&keeper, 1000), 0, 300);
     release(&keeper);
     expect_free();
-    ls_keeper_close(&keeper);
+    ls_watch_close(&keeper);
     clear_stage();
 }
 
 static void an_event_that_nobody_reads(void **state)
 {
-    struct ls_keeper keeper;
+    struct ls_watch keeper;
     struct ls_peer peer;
     struct ls_error err;
     int witness;
@@ -82,13 +82,13 @@ static void an_event_that_nobody_reads(void **state)
     expect_free();
     close(witness);
     ls_peer_close(&peer);
-    ls_keeper_close(&keeper);
+    ls_watch_close(&keeper);
     clear_stage();
 }
 
 static void one_that_was_killed(void **state)
 {
-    struct ls_keeper keeper;
+    struct ls_watch keeper;
 
     (void)state;
     set_stage(BEATS);
@@ -96,15 +96,15 @@ static void one_that_was_killed(void **state)
     expect_blocked();
     kill(keeper_pid, SIGKILL);
     expect_free();
-    assert_int_equal(ls_keeper_look(&keeper, ls_now_ms()), LS_KEEPER_ENDED);
+    assert_int_equal(ls_watch_look(&keeper, ls_now_ms()), LS_WATCH_ENDED);
     release(&keeper);
-    ls_keeper_close(&keeper);
+    ls_watch_close(&keeper);
     clear_stage();
 }
 
 static void one_that_lives_is_let_be(void **state)
 {
-    struct ls_keeper keeper;
+    struct ls_watch keeper;
 
     (void)state;
     set_stage(BEATS);
@@ -113,28 +113,27 @@ static void one_that_lives_is_let_be(void **state)
     atomic_store(&stage->progress.state, LS_PROGRESS_RELEASED);
     kill(keeper_pid, SIGSTOP);
     for (int i = 0; i < 100; i++)
-        assert_int_equal(ls_keeper_look(&keeper, keeper.looked + LS_KEEPER_LOOK_MS),
-                         LS_KEEPER_LIVES);
+        assert_int_equal(ls_watch_look(&keeper, keeper.looked + LS_WATCH_LOOK_MS), LS_WATCH_LIVES);
     /* One look after a long sleep of this very process is no evidence. */
     atomic_store(&stage->progress.state, LS_PROGRESS_COPYING);
-    assert_int_equal(ls_keeper_look(&keeper, keeper.looked + 3600000), LS_KEEPER_LIVES);
-    ls_keeper_close(&keeper);
+    assert_int_equal(ls_watch_look(&keeper, keeper.looked + 3600000), LS_WATCH_LIVES);
+    ls_watch_close(&keeper);
     clear_stage();
 }
 
 static void what_is_no_keeper_is_refused(void **state)
 {
-    struct ls_keeper keeper;
+    struct ls_watch keeper;
     struct ls_error err = {0};
 
     (void)state;
     set_stage(BEATS);
-    assert_int_equal(ls_keeper_open(&keeper, keeper_pid, 12345, 3, stage_fd, &err), -1);
+    assert_int_equal(ls_watch_open(&keeper, keeper_pid, 12345, 3, stage_fd, &err), -1);
     assert_int_equal(err.cls, LS_GONE);
-    assert_int_equal(ls_keeper_open(&keeper, keeper_pid, 0, 3, 999, &err), -1);
+    assert_int_equal(ls_watch_open(&keeper, keeper_pid, 0, 3, 999, &err), -1);
     assert_string_equal(err.reason, "progress");
     stage->progress.magic++;
-    assert_int_equal(ls_keeper_open(&keeper, keeper_pid, 0, 3, stage_fd, &err), -1);
+    assert_int_equal(ls_watch_open(&keeper, keeper_pid, 0, 3, stage_fd, &err), -1);
     assert_string_equal(err.reason, "progress");
     clear_stage();
 }

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: GPL-3.0-or-later */
-#include "guard/keeper.h"
+#include "guard/watch.h"
 
 #include <errno.h>
 #include <fcntl.h>
@@ -17,7 +17,7 @@
 /* A larger range in one ioctl would hold the guest's mmap_lock for too long. */
 #define PIECE (64ull << 20)
 
-static int map_progress(struct ls_keeper *keeper, int fd, struct ls_error *err)
+static int map_progress(struct ls_watch *keeper, int fd, struct ls_error *err)
 {
     const size_t size = sizeof(struct ls_progress);
     const struct ls_progress *found;
@@ -48,16 +48,16 @@ static int map_progress(struct ls_keeper *keeper, int fd, struct ls_error *err)
     return 0;
 }
 
-int ls_keeper_open(struct ls_keeper *keeper, pid_t pid, uint64_t start_time, int uffd, int progress,
-                   struct ls_error *err)
+int ls_watch_open(struct ls_watch *keeper, pid_t pid, uint64_t start_time, int uffd, int progress,
+                  struct ls_error *err)
 {
-    struct ls_keeper made = LS_KEEPER_NONE;
+    struct ls_watch made = LS_WATCH_NONE;
 
     if (ls_peer_open(&made.peer, pid, start_time, err) != 0)
         return ls_context(err, "the keeper");
     made.uffd = uffd;
     if (map_progress(&made, progress, err) != 0) {
-        ls_keeper_close(&made);
+        ls_watch_close(&made);
         return -1;
     }
     made.looked = ls_now_ms();
@@ -65,7 +65,7 @@ int ls_keeper_open(struct ls_keeper *keeper, pid_t pid, uint64_t start_time, int
     return 0;
 }
 
-static bool holds_ram(const struct ls_keeper *keeper)
+static bool holds_ram(const struct ls_watch *keeper)
 {
     /* Acquire: pairs with the keeper's release store. */
     uint32_t state = atomic_load_explicit(&keeper->progress->state, memory_order_acquire);
@@ -74,7 +74,7 @@ static bool holds_ram(const struct ls_keeper *keeper)
 }
 
 /* Threads that wait, as the kernel counts them: a stopped keeper does not read its faults. */
-static unsigned long count_waiters(const struct ls_keeper *keeper)
+static unsigned long count_waiters(const struct ls_watch *keeper)
 {
     char path[64], text[256] = "", *total;
     LS_AUTO_CLOSE int fd = -1;
@@ -87,14 +87,14 @@ static unsigned long count_waiters(const struct ls_keeper *keeper)
     return total ? strtoul(total + strlen("total:"), NULL, 10) : 0;
 }
 
-static bool guest_waits(const struct ls_keeper *keeper)
+static bool guest_waits(const struct ls_watch *keeper)
 {
     /* Relaxed: a hint, looked at again and again. */
     return atomic_load_explicit(&keeper->progress->faults_pending, memory_order_relaxed) > 0 ||
            count_waiters(keeper) > 0;
 }
 
-enum ls_keeper_sight ls_keeper_look(struct ls_keeper *keeper, int64_t now)
+enum ls_watch_sight ls_watch_look(struct ls_watch *keeper, int64_t now)
 {
     /* Relaxed: only whether it changed matters. */
     uint64_t beat = atomic_load_explicit(&keeper->progress->heartbeat, memory_order_relaxed);
@@ -103,25 +103,24 @@ enum ls_keeper_sight ls_keeper_look(struct ls_keeper *keeper, int64_t now)
 
     keeper->looked = now;
     if (ls_peer_ended(&keeper->peer))
-        return LS_KEEPER_ENDED;
+        return LS_WATCH_ENDED;
     if (!holds_ram(keeper) || beat != keeper->beat) {
         keeper->beat = beat;
         keeper->stalled_ms = 0;
-        return LS_KEEPER_LIVES;
+        return LS_WATCH_LIVES;
     }
     state = ls_peer_state(&keeper->peer);
     /* Its main thread was killed, but another hangs in the kernel: it will not come back. */
     if (state == 'Z' || state == 'X')
-        return LS_KEEPER_HUNG;
+        return LS_WATCH_HUNG;
     /* When this process, or the whole host, stood still as well, that says nothing of the keeper.
      */
-    keeper->stalled_ms += passed < 3 * LS_KEEPER_LOOK_MS ? (int)passed : 3 * LS_KEEPER_LOOK_MS;
-    if (keeper->stalled_ms < LS_KEEPER_STALL_MS)
-        return LS_KEEPER_LIVES;
-    if (keeper->stalled_ms >= LS_KEEPER_IDLE_STALL_MS || strchr("TtD", state) ||
-        guest_waits(keeper))
-        return LS_KEEPER_HUNG;
-    return LS_KEEPER_LIVES;
+    keeper->stalled_ms += passed < 3 * LS_WATCH_LOOK_MS ? (int)passed : 3 * LS_WATCH_LOOK_MS;
+    if (keeper->stalled_ms < LS_WATCH_STALL_MS)
+        return LS_WATCH_LIVES;
+    if (keeper->stalled_ms >= LS_WATCH_IDLE_STALL_MS || strchr("TtD", state) || guest_waits(keeper))
+        return LS_WATCH_HUNG;
+    return LS_WATCH_LIVES;
 }
 
 static void unregister(int uffd, uint64_t start, uint64_t length)
@@ -155,7 +154,7 @@ static void drain(int uffd)
     }
 }
 
-static void lift(const struct ls_keeper *keeper, int uffd)
+static void lift(const struct ls_watch *keeper, int uffd)
 {
     /* Acquire: the ranges were filled before the count was stored. */
     uint32_t count = atomic_load_explicit(&keeper->progress->range_count, memory_order_acquire);
@@ -183,7 +182,7 @@ static bool is_userfaultfd(int fd)
     return readlink(path, target, sizeof target - 1) > 0 && strstr(target, "[userfaultfd]");
 }
 
-int ls_keeper_release(struct ls_keeper *keeper, struct ls_error *err)
+int ls_watch_release(struct ls_watch *keeper, struct ls_error *err)
 {
     struct ls_error why = {0}, killed = {0};
     LS_AUTO_CLOSE int uffd = -1;
@@ -210,10 +209,10 @@ int ls_keeper_release(struct ls_keeper *keeper, struct ls_error *err)
     return -1;
 }
 
-void ls_keeper_close(struct ls_keeper *keeper)
+void ls_watch_close(struct ls_watch *keeper)
 {
     if (keeper->progress)
         munmap((void *)(uintptr_t)keeper->progress, sizeof *keeper->progress);
     ls_peer_close(&keeper->peer);
-    *keeper = (struct ls_keeper)LS_KEEPER_NONE;
+    *keeper = (struct ls_watch)LS_WATCH_NONE;
 }

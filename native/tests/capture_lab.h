@@ -51,7 +51,8 @@ struct lab {
     unsigned blocks;
 };
 
-static struct lab *lab_self; /* the child's own */
+static struct lab *lab_self;                       /* the child's own */
+static bool lab_mergeable __attribute__((unused)); /* RAM is offered to KSM */
 
 static inline void lab_recv_byte(int fd, char *c)
 {
@@ -179,6 +180,8 @@ static void lab_add(struct lab *l, size_t size, bool shared, bool huge)
     b->shared = shared;
     b->huge = huge;
     madvise(b->at, size, huge ? MADV_HUGEPAGE : MADV_NOHUGEPAGE);
+    if (lab_mergeable)
+        madvise(b->at, size, MADV_MERGEABLE);
 }
 
 static void lab_start(struct lab *l, bool write_all)
@@ -210,13 +213,13 @@ static void lab_stop(struct lab *l)
 }
 
 /* Asks without waiting for the answer. */
-static void lab_ask(struct lab *l, char c)
+__attribute__((unused)) static void lab_ask(struct lab *l, char c)
 {
     if (write(l->talk, &c, 1) != 1)
         abort();
 }
 
-static void lab_answer(struct lab *l)
+__attribute__((unused)) static void lab_answer(struct lab *l)
 {
     char c;
 
@@ -235,7 +238,7 @@ static void lab_go(struct lab *l)
     atomic_store(&l->words->park, 0);
 }
 
-static int lab_uffd(struct lab *l)
+__attribute__((unused)) static int lab_uffd(struct lab *l)
 {
     char byte, control[CMSG_SPACE(sizeof(int))];
     struct iovec iov = {&byte, 1};

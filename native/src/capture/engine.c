@@ -300,6 +300,17 @@ int ls_engine_arm_late(struct ls_engine *e, struct ls_error *err)
 }
 #endif
 
+/* With a beat in between: tens of GiB take seconds, in which no fault thread shows progress. */
+static void unregister(struct ls_engine *e, uint64_t start, uint64_t length)
+{
+    const uint64_t step = 1ull << 30;
+
+    for (uint64_t at = 0; at < length; at += step) {
+        ls_uffd_unregister(e->uffd, start + at, length - at < step ? length - at : step);
+        ls_engine_tick(e);
+    }
+}
+
 void ls_engine_release(struct ls_engine *e)
 {
     uint64_t one = 1;
@@ -312,7 +323,7 @@ void ls_engine_release(struct ls_engine *e)
     /* First the guest, then our threads: none of theirs must wait for one of ours. */
     if (e->registered && e->uffd >= 0)
         for (uint32_t i = 0; i < e->layout.count; i++)
-            ls_uffd_unregister(e->uffd, e->layout.block[i].host, e->layout.block[i].length);
+            unregister(e, e->layout.block[i].host, e->layout.block[i].length);
     for (unsigned i = 0; i < LS_SWEEP_THREADS_MAX; i++)
         if (e->sweep[i].running) {
             pthread_join(e->sweep[i].thread, NULL);

@@ -126,7 +126,7 @@ class Blocks:
         self.findings.warnings.append(
             f"disk {what} ('{source}') is not in the snapshot: the clone gets an empty one"
         )
-        return f"{self.plan.folder}/{name}"
+        return f"{self.plan.disk_folder or self.plan.folder}/{name}"
 
     def drive(self, option: Option) -> list[Option]:
         """What -drive, or a short form of it, becomes."""

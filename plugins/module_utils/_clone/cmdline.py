@@ -183,9 +183,7 @@ class Rewriter:
         networks = ("net", "netdev", "nic")
         if not self.command.has("nodefaults") and not any(map(self.command.has, networks)):
             # QEMU's default is this card on a user-mode network.
-            out.append(Option("net", "nic"))
-            if self.plan.network:
-                out.append(Option("net", "user"))
+            out += [Option("net", "nic"), *self.ports.net(Option("net", "user"))]
         path = self.plan.socket("qmp.sock").replace(",", ",,")
         out.append(Option("qmp", f"unix:{path},server=on,wait=off"))
         if self.plan.stopped:

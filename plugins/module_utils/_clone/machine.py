@@ -138,6 +138,9 @@ def device(option: Option, plan: Plan, cwd: str, findings: Findings) -> list[Opt
         props.drop("vhostfd")
         props.set("guest-cid", str((1 << 30) + int(short_hash(plan.folder), 16) % (1 << 30)))
         return [props.option()]
+    if kind == "vmgenid":
+        # Whoever resumes from the same state has to learn that it is not alone (design of vmgenid).
+        props.set("guid", "auto")
     for key in _FOREIGN_KEYS:
         if props.get(key):
             findings.block(f"{label} uses '{key}={props.get(key)}' of this host")

@@ -40,11 +40,13 @@ class MappedRam:
 class Plan:
     """How to start a second QEMU. Paths are absolute.
 
-    folder: for its sockets and empty disks; also its working directory. machine: the versioned
-    type, '' leaves it. network: keep user-mode networks (otherwise every backend is isolated).
+    folder: for its sockets; also its working directory. disk_folder: for empty disks. machine: the
+    versioned type, '' leaves it. keep_taps: leave tap devices as they are (when the original is
+    gone). network: keep user-mode networks (otherwise every backend is isolated).
     """
 
     folder: str
+    disk_folder: str = ""
     name: str = ""
     machine: str = ""
     disks: tuple[DiskImage, ...] = ()
@@ -52,6 +54,7 @@ class Plan:
     incoming: str = ""
     stopped: bool = True
     network: bool = False
+    keep_taps: bool = False
 
     def socket(self, name: str) -> str:
         """Path of a socket in the folder; relative to it where the whole would be too long."""

@@ -89,9 +89,10 @@ class Ports:
                 f"network '{name or kind}' is '{kind}': it belongs to another program or device"
             )
             return [option]
-        if kind == "user" and self.plan.network:
-            props.drop(*_USER_DROPPED)
-            return [props.option()]
+        if kind == "user":
+            return [self.user(props)]
+        if kind in ("tap", "bridge") and self.plan.keep_taps:
+            return [option]
         if self.plan.network:
             self.findings.block(
                 f"network '{name or kind}' ('{kind}') cannot be shared by a clone: only user-mode"
@@ -118,7 +119,11 @@ class Ports:
         props = Props("net", option.value)
         if props.get("type") in ("nic", "none"):
             return [option]
-        if props.get("type") == "user" and self.plan.network:
-            props.drop(*_USER_DROPPED)
-            return [props.option()]
-        return []
+        return [self.user(props)] if props.get("type") == "user" else []
+
+    def user(self, props: Props) -> Option:
+        """User-mode networks have state in the stream ('slirp'): they stay, cut off."""
+        props.drop(*_USER_DROPPED)
+        if not self.plan.network:
+            props.set("restrict", "on")
+        return props.option()

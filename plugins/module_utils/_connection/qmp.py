@@ -107,7 +107,7 @@ class Qmp:
             cause = getattr(err, "exc", err)
             raise QmpConnectError(
                 "not_qmp",
-                f"{subject} does not speak QMP: {cause or type(cause).__name__}",
+                f"{subject} does not speak QMP: {str(cause) or type(cause).__name__}",
                 "give the guest's QMP socket, not that of its agent, console or monitor",
             ) from None
         greeting = self._client.greeting.QMP.version

@@ -1,0 +1,297 @@
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""A second QEMU from a snapshot, beside the original: made, looked at, removed.
+
+It is the original's program with its command line rewritten (cmdline), as its user, fed with RAM
+and device state by livesnap-helper through a pipe. Everything is bounded; a failure leaves nothing.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import dataclass
+from typing import Any, Optional
+
+from ansible_collections.livesnap.qemu.plugins.module_utils._clone import cmdline, launch
+from ansible_collections.livesnap.qemu.plugins.module_utils._clone.place import RUN_ROOT, Place
+from ansible_collections.livesnap.qemu.plugins.module_utils._clone.plan import (
+    DiskImage,
+    MappedRam,
+    Plan,
+)
+from ansible_collections.livesnap.qemu.plugins.module_utils._clone.source import (
+    Source,
+    ask,
+    check,
+    from_manifest,
+    guest_name,
+    qemu_img,
+)
+from ansible_collections.livesnap.qemu.plugins.module_utils._connection.qmp import Qmp
+from ansible_collections.livesnap.qemu.plugins.module_utils._errors import (
+    CloneError,
+    LivesnapError,
+    RefusedError,
+)
+from ansible_collections.livesnap.qemu.plugins.module_utils._store import manifest
+from ansible_collections.livesnap.qemu.plugins.module_utils._store.layout import Store
+from ansible_collections.livesnap.qemu.plugins.module_utils._store.locks import GuestLock
+
+LOCK_LIMIT = 60.0
+
+
+@dataclass(frozen=True)
+class CloneRequest:
+    """What a user asks for. lazy: map RAM instead of reading it first, where that is possible."""
+
+    store: str
+    guest: str
+    name: str
+    snapshot: str = ""
+    network: bool = False
+    lazy: bool = True
+    helper: str = ""
+    run_root: str = RUN_ROOT
+
+    @property
+    def place(self) -> Place:
+        """Where it lies; raises LivesnapError for bad names."""
+        return Place.of(self.store, self.guest, self.name, self.run_root)
+
+    def lock(self) -> GuestLock:
+        """One of us at a time."""
+        about = {"guest": self.guest, "snapshot": self.snapshot, "clone": self.name}
+        return GuestLock.acquire(f"clone-{self.guest}-{self.name}"[:250], about, LOCK_LIMIT)
+
+
+def read_source(request: CloneRequest) -> Source:
+    """The snapshot, everything about it checked that is cheap to check."""
+    if not request.snapshot:
+        raise LivesnapError(f"clone '{request.name}' needs a snapshot", "give 'snapshot'")
+    store = Store(request.store)
+    folder = store.snapshot(request.guest, request.snapshot)
+    if not store.exists(request.guest, request.snapshot):
+        raise RefusedError(
+            f"snapshot '{request.guest}/{request.snapshot}' is not in store '{request.store}'",
+            "livesnap_info lists what is there",
+            "no_snapshot",
+        )
+    return from_manifest(folder, manifest.read(folder))
+
+
+def mapped_ram(source: Source, lazy: bool) -> Optional[MappedRam]:
+    """RAM to map, where that can be done: uncompressed, and by root.
+
+    QEMU opens the file for writing even for a private mapping, and nobody but root may write to a
+    snapshot's image.
+    """
+    fits = source.compression == "none" and source.uid == 0 and source.main_bytes > 0
+    # Ids with slashes are those of backends under their canonical path, which cannot be given.
+    if not (lazy and fits and source.main_block and "/" not in source.main_block):
+        return None
+    return MappedRam(source.main_block, source.image, source.main_bytes)
+
+
+def make_plan(source: Source, request: CloneRequest, ram: Optional[MappedRam]) -> Plan:
+    """The plan of the rewriting."""
+    place = request.place
+    return Plan(
+        folder=str(place.sockets),
+        disk_folder=str(place.overlays),
+        name=f"{guest_name(source)}.{request.name}",
+        machine=source.machine,
+        disks=tuple(
+            DiskImage(
+                disk.device,
+                disk.node,
+                disk.qdev,
+                disk.source,
+                str(place.overlays / f"disk{number}.qcow2"),
+            )
+            for number, disk in enumerate(source.disks)
+        ),
+        ram=ram,
+        incoming="fd:@incoming@",
+        network=request.network,
+    )
+
+
+def plan_clone(request: CloneRequest) -> dict[str, Any]:
+    """What create_clone would return, with nothing touched: pid is null where one would start."""
+    place = request.place
+    source = read_source(request)
+    state = place.living()
+    if state is not None:
+        return _existing(request, state, source)
+    check(source)
+    plan = make_plan(source, request, mapped_ram(source, request.lazy))
+    rewritten = _rewrite(source, plan)
+    return {
+        "changed": True,
+        "pid": None,
+        "qmp_socket": plan.socket("qmp.sock"),
+        "agent_socket": rewritten.findings.agent_socket or None,
+        "overlays": [disk.overlay for disk in plan.disks],
+        "consoles": rewritten.findings.consoles,
+        "running": source.was_running,
+        "lazy": plan.ram is not None,
+        "warnings": rewritten.findings.warnings,
+        "actions": _actions(request, place),
+    }
+
+
+def _actions(request: CloneRequest, place: Place) -> list[str]:
+    found = [f"removed what was left of clone '{request.name}'"] if place.left() else []
+    return [
+        *found,
+        f"started clone '{request.name}' of guest '{request.guest}' from snapshot"
+        f" '{request.snapshot}'",
+    ]
+
+
+def _existing(request: CloneRequest, state: dict[str, Any], source: Source) -> dict[str, Any]:
+    """The clone of that name that is there already, unless it is of something else."""
+    for key, ours in (("snapshot_id", source.id), ("network", request.network)):
+        if state.get(key) != ours:
+            raise CloneError(
+                f"clone '{request.name}' of guest '{request.guest}' is there already, of snapshot"
+                f" '{state.get('snapshot')}' with network {state.get('network')}",
+                "remove it first (state: absent), or choose another name",
+            )
+    with Qmp.connect(state["qmp_socket"], timeout=10.0) as qmp:
+        running = bool(qmp.execute("query-status")["running"])
+    return _result(state, running, [], changed=False)
+
+
+def _result(
+    state: dict[str, Any], running: bool, actions: list[str], changed: bool
+) -> dict[str, Any]:
+    keys = ("pid", "qmp_socket", "agent_socket", "overlays", "consoles", "lazy", "warnings")
+    found = {key: state[key] for key in keys}
+    return {**found, "running": running, "actions": actions, "changed": changed}
+
+
+def _rewrite(source: Source, plan: Plan) -> cmdline.Rewritten:
+    rewritten = cmdline.rewrite(source.command, plan)
+    if rewritten.findings.blockers:
+        raise RefusedError(
+            f"no clone can be made of '{source.guest}/{source.snapshot}':"
+            f" {'; '.join(rewritten.findings.blockers)}",
+            reason="restore_blockers",
+        )
+    return rewritten
+
+
+def create_clone(request: CloneRequest) -> dict[str, Any]:
+    """Make it, or find it there: {changed, pid, qmp_socket, agent_socket, overlays, ...}."""
+    place = request.place
+    with request.lock():
+        source = read_source(request)
+        state = place.living()
+        if state is not None:
+            return _existing(request, state, source)
+        check(source)
+        ram = mapped_ram(source, request.lazy)
+        plan = make_plan(source, request, ram)
+        rewritten = _rewrite(source, plan)
+        actions = _actions(request, place)
+        place.remove()
+        try:
+            place.make(source.uid, source.gid)
+            _make_overlays(source, plan, rewritten)
+            return _start(request, source, plan, rewritten, actions)
+        except BaseException:
+            place.remove()
+            raise
+
+
+def _make_overlays(source: Source, plan: Plan, rewritten: cmdline.Rewritten) -> None:
+    program = qemu_img(source.exe)
+    images = {disk.overlay: source.disks[number].image for number, disk in enumerate(plan.disks)}
+    for overlay, image in images.items():
+        ask(program, "create", "-q", "-f", "qcow2", "-F", "qcow2", "-b", image, overlay)
+        os.chmod(overlay, 0o600)
+        os.chown(overlay, source.uid, source.gid)
+    for number, original in enumerate(rewritten.findings.blank_disks):
+        path = f"{plan.disk_folder}/blank{number}.qcow2"
+        # -U: the original has it open.
+        info = ask(program, "info", "-U", "--output=json", original)
+        size = str(json.loads(info)["virtual-size"])
+        ask(program, "create", "-q", "-f", "qcow2", path, size)
+        os.chmod(path, 0o600)
+        os.chown(path, source.uid, source.gid)
+
+
+def _start(
+    request: CloneRequest,
+    source: Source,
+    plan: Plan,
+    rewritten: cmdline.Rewritten,
+    actions: list[str],
+) -> dict[str, Any]:
+    place, findings = request.place, rewritten.findings
+    export = [request.helper, "export", "--format", "qemu"]
+    export += ["--pages", "none"] if plan.ram is not None else []
+    running = launch.start(
+        rewritten.argv,
+        exe=source.exe,
+        user=(source.uid, source.gid),
+        folder=str(place.sockets),
+        log_folder=str(place.private),
+        taps=findings.taps,
+        export=[*export, source.folder, "-"],
+    )
+    try:
+        agent = place.absolute(findings.agent_socket)
+        state: dict[str, Any] = {
+            "stage": "loading",
+            "pid": running.pid,
+            "start_time": running.start_time,
+            "export": running.export_identity(),
+            "guest": request.guest,
+            "snapshot": request.snapshot,
+            "snapshot_id": source.id,
+            "store": request.store,
+            "network": request.network,
+            "lazy": plan.ram is not None,
+            "qmp_socket": place.absolute(plan.socket("qmp.sock")),
+            "agent_socket": agent or None,
+            "consoles": [place.absolute(path) for path in findings.consoles],
+            "overlays": [disk.overlay for disk in plan.disks],
+            "argv": rewritten.argv,
+        }
+        place.write(state)
+        with launch.connect(running, state["qmp_socket"]) as qmp:
+            launch.wait_loaded(running, qmp, source.image_bytes)
+            if source.was_running:
+                launch.wake(running, qmp, agent, source.frozen)
+            runs = bool(qmp.execute("query-status")["running"])
+        state.update(stage="complete", warnings=findings.warnings + running.warnings)
+        place.write(state)
+        return _result(state, runs, actions, changed=True)
+    except BaseException:
+        running.kill()
+        raise
+
+
+def remove_clone(request: CloneRequest, check_mode: bool = False) -> dict[str, Any]:
+    """End it and leave nothing; also of one that was never finished."""
+    place = request.place
+    absent: dict[str, Any] = {
+        "pid": None,
+        "qmp_socket": None,
+        "agent_socket": None,
+        "overlays": [],
+        "consoles": [],
+        "running": False,
+        "lazy": False,
+        "warnings": [],
+    }
+    if not place.left() and not launch.processes_in(str(place.sockets)):
+        return {**absent, "changed": False, "actions": []}
+    actions = [f"removed clone '{request.name}' of guest '{request.guest}'"]
+    if not check_mode:
+        with request.lock():
+            place.remove()
+    return {**absent, "changed": True, "actions": actions}

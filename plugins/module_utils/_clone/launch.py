@@ -1,0 +1,271 @@
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Starts a second QEMU, feeds it a snapshot, and sees it run. Everything is bounded."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import pwd
+import signal
+import subprocess
+import time
+from dataclasses import dataclass, field
+from typing import Any, Optional
+
+from ansible_collections.livesnap.qemu.plugins.module_utils._clone.plan import TapNeed
+from ansible_collections.livesnap.qemu.plugins.module_utils._clone.taps import isolated_tap
+from ansible_collections.livesnap.qemu.plugins.module_utils._connection._peer import is_qemu
+from ansible_collections.livesnap.qemu.plugins.module_utils._connection.qmp import Qmp
+from ansible_collections.livesnap.qemu.plugins.module_utils._errors import (
+    AgentCommandError,
+    AgentError,
+    CloneError,
+    QmpConnectError,
+    QmpError,
+)
+from ansible_collections.livesnap.qemu.plugins.module_utils._guest import process
+from ansible_collections.livesnap.qemu.plugins.module_utils._guest.agent import Agent
+
+START_LIMIT = 30.0
+#: The slowest that a stream may be and not count as stuck, in bytes a second.
+_SLOWEST = 20 << 20
+AGENT_LIMIT = 30.0
+_INCOMING = "@incoming@"
+
+
+@dataclass
+class Running:
+    """A QEMU that was started here, and the export that feeds it."""
+
+    pid: int
+    start_time: int
+    qemu: subprocess.Popen[bytes]
+    export: Optional[subprocess.Popen[bytes]]
+    log: str
+    export_log: str
+    warnings: list[str] = field(default_factory=list)
+
+    def export_identity(self) -> list[int]:
+        """Pid and start time of the export, [] when it has ended."""
+        started = process.start_time(self.export.pid) if self.export is not None else None
+        return [self.export.pid, started] if self.export is not None and started else []
+
+    def kill(self) -> None:
+        """End both, and wait for it."""
+        for child in (self.export, self.qemu):
+            if child is not None and child.poll() is None:
+                child.kill()
+        for child in (self.export, self.qemu):
+            if child is not None:
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    child.wait(10.0)
+
+    def check(self) -> None:
+        """CloneError, with its own last words, when either has failed."""
+        if self.export is not None and self.export.poll() not in (None, 0):
+            # QEMU's end of the pipe closes when it fails: then its words are the cause.
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self.qemu.wait(0.5)
+            if self.qemu.poll() is None:
+                raise CloneError(f"the snapshot cannot be read: {_tail(self.export_log)}")
+        if self.qemu.poll() is not None:
+            raise CloneError(f"the clone's QEMU ended at once: {_tail(self.log)}")
+
+
+def _tail(path: str) -> str:
+    try:
+        with open(path, "rb") as file:
+            lines = file.read()[-4000:].decode("utf-8", "replace").strip().splitlines()
+    except OSError:
+        lines = []
+    return "; ".join(lines[-3:]) or "it said nothing"
+
+
+def start(
+    argv: list[str],
+    *,
+    exe: str,
+    user: tuple[int, int],
+    folder: str,
+    log_folder: str,
+    taps: list[TapNeed],
+    export: list[str],
+) -> Running:
+    """Start QEMU as that user (uid, gid), and the export whose output it reads.
+
+    '@incoming@' in argv becomes the descriptor of the pipe, '@tapN@' those of the taps.
+    """
+    opened: list[int] = []
+    log, export_log = os.path.join(log_folder, "qemu.log"), os.path.join(log_folder, "export.log")
+    feeder: Optional[subprocess.Popen[bytes]] = None
+    try:
+        reader, writer = os.pipe()
+        opened += [reader, writer]
+        passed = [reader]
+        marks = {_INCOMING: str(reader)}
+        for need in taps:
+            fds = isolated_tap(need.queues)
+            opened += fds
+            passed += fds
+            marks[need.marker] = ":".join(map(str, fds))
+        words = [_fill(word, marks) for word in argv]
+        with open(log, "wb") as output:
+            qemu = subprocess.Popen(
+                words,
+                executable=exe,
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=output,
+                cwd=folder,
+                env={"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "LC_ALL": "C"},
+                pass_fds=passed,
+                start_new_session=True,
+                umask=0o077,
+                **_as_user(*user),
+            )
+        running = Running(qemu.pid, 0, qemu, None, log, export_log)
+        try:
+            with open(export_log, "wb") as errors:
+                feeder = subprocess.Popen(
+                    export,
+                    stdin=subprocess.DEVNULL,
+                    stdout=writer,
+                    stderr=errors,
+                    cwd="/",
+                    start_new_session=True,
+                )
+            running.export = feeder
+            running.start_time = process.start_time(qemu.pid) or 0
+        except BaseException:
+            running.kill()
+            raise
+        return running
+    except OSError as err:
+        raise CloneError(f"the clone's QEMU cannot be started: {err.strerror or err}") from None
+    finally:
+        for fd in opened:
+            os.close(fd)
+
+
+def _fill(word: str, marks: dict[str, str]) -> str:
+    for mark, text in marks.items():
+        word = word.replace(mark, text)
+    return word
+
+
+def _as_user(uid: int, gid: int) -> dict[str, Any]:
+    """Arguments of Popen; none when it is us already. The user's other groups as of now."""
+    if (uid, gid) == (os.geteuid(), os.getegid()):
+        return {}
+    groups = [gid]
+    with contextlib.suppress(KeyError):
+        groups = os.getgrouplist(pwd.getpwuid(uid).pw_name, gid)
+    return {"user": uid, "group": gid, "extra_groups": groups}
+
+
+def connect(running: Running, socket: str) -> Qmp:
+    """Its QMP, once it listens."""
+    deadline = time.monotonic() + START_LIMIT
+    while True:
+        running.check()
+        try:
+            return Qmp.connect(socket, timeout=5.0)
+        except QmpConnectError as err:
+            if err.kind not in ("missing", "refused") or time.monotonic() > deadline:
+                # It may be about to end, and then says why.
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    running.qemu.wait(1.0)
+                running.check()
+                raise CloneError(f"the clone's QEMU does not answer: {err.msg}") from None
+        time.sleep(0.02)
+
+
+def wait_loaded(running: Running, qmp: Qmp, stream_bytes: int) -> None:
+    """Until it has taken the whole stream; the limit grows with its length."""
+    limit = START_LIMIT + stream_bytes / _SLOWEST
+    deadline = time.monotonic() + limit
+    while True:
+        running.check()
+        try:
+            status = qmp.execute("query-status", timeout=START_LIMIT)["status"]
+            if status != "inmigrate":
+                break
+            if qmp.execute("query-migrate", timeout=START_LIMIT).get("status") == "failed":
+                raise CloneError(f"QEMU refuses the snapshot: {_tail(running.log)}")
+        except QmpError:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                running.qemu.wait(5.0)
+            running.check()
+            raise
+        if time.monotonic() > deadline:
+            raise CloneError(f"the snapshot was not loaded within {limit:.0f} s")
+        time.sleep(0.02)
+    if running.export is not None:
+        try:
+            code = running.export.wait(START_LIMIT)
+        except subprocess.TimeoutExpired:
+            raise CloneError("the export does not end, although QEMU has all of it") from None
+        if code != 0:
+            raise CloneError(f"the snapshot cannot be read: {_tail(running.export_log)}")
+
+
+def wake(running: Running, qmp: Qmp, agent_socket: str, frozen: bool) -> None:
+    """Let it run; thaw it first of all, then set its clock. A guest that was frozen must thaw."""
+    qmp.execute("cont")
+    if qmp.execute("query-status")["status"] != "running":
+        raise CloneError("the clone does not run after 'cont'")
+    if not agent_socket:
+        if frozen:
+            raise CloneError("the guest was frozen, and has no agent's port to thaw it by")
+        return
+    try:
+        with Agent.connect(agent_socket, AGENT_LIMIT if frozen else 5.0) as agent:
+            if frozen:
+                agent.thaw(AGENT_LIMIT)
+            try:
+                agent.set_time()
+            except AgentCommandError as err:
+                running.warnings.append(f"the clone's clock may be behind: {err.desc}")
+    except AgentError as err:
+        if frozen:
+            raise CloneError(f"the clone cannot be thawed: {err.msg}") from None
+        running.warnings.append(f"the clone's clock was not set: {err.msg}")
+
+
+def processes_in(folder: str) -> list[tuple[int, int]]:
+    """(pid, start time) of processes whose working directory it is: QEMUs of this clone."""
+    found = []
+    for name in os.listdir("/proc"):
+        if not name.isdigit():
+            continue
+        try:
+            if os.readlink(f"/proc/{name}/cwd") != folder or not is_qemu(int(name)):
+                continue
+        except OSError:
+            continue
+        started = process.start_time(int(name))
+        if started is not None:
+            found.append((int(name), started))
+    return found
+
+
+def end(pid: int, started: int, timeout: float = 10.0) -> None:
+    """SIGKILL to that very process, and wait; a pidfd makes sure that it is no other."""
+    try:
+        pidfd = os.pidfd_open(pid)
+    except ProcessLookupError:
+        return
+    try:
+        if not process.is_alive(pid, started):
+            return
+        signal.pidfd_send_signal(pidfd, signal.SIGKILL)
+        deadline = time.monotonic() + timeout
+        while process.is_alive(pid, started):
+            if time.monotonic() > deadline:
+                raise CloneError(f"process {pid} does not end ({timeout:g} s after SIGKILL)")
+            time.sleep(0.01)
+    except ProcessLookupError:
+        return
+    finally:
+        os.close(pidfd)

@@ -12,7 +12,7 @@ author:
   - The livesnap authors (@livesnap)
 description:
   - Lists the snapshots of a store, newest first, those in the making among them.
-  - A snapshot whose manifest is damaged is listed with the reason in C(problem), and the task goes on.
+  - A snapshot whose manifest is damaged is listed with the reason in RV(snapshots[].problem), and the task goes on.
 options:
   store:
     description: Directory of the snapshots on the hypervisor.
@@ -55,19 +55,19 @@ snapshots:
   elements: dict
   contains:
     in_progress:
-      description: Null for a snapshot that is complete.
+      description: How far a snapshot in the making is. Null for one that is complete.
       type: dict
       contains:
         percent:
-          description: How much of RAM and disks is there, in percent. Null before the instant.
+          description: How much of RAM and disks is there, in percent. 0 before the instant.
           type: float
           sample: 40.0
         owner:
-          description: Process id, on the hypervisor, of what makes it.
-          type: int
-          sample: 4711
+          description: The process on the hypervisor that makes it, and since when.
+          type: dict
+          sample: {"pid": 4711, "since": "2026-11-23T01:00:02.100000Z"}
     problem:
-      description: Why the snapshot can't be used. Not there when it can.
+      description: Why the snapshot can't be used. Null when it can.
       type: str
       sample: manifest.json does not match its checksum
   sample:

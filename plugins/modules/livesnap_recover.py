@@ -11,7 +11,7 @@ version_added: 0.1.0
 author:
   - The livesnap authors (@livesnap)
 description:
-  - Finishes or removes snapshots that were never completed, ends what was left of their processes, and sets guests free.
+  - Removes snapshots that were never completed, ends what was left of their processes, and sets guests free.
   - Snapshots that are in the making are left alone.
   - Each run of M(livesnap.qemu.livesnap) does this for its guest by itself.
 options:
@@ -82,9 +82,13 @@ def main() -> NoReturn:
     )
     _deps.ensure(module)
     changes = Changes()
-    act = plan_recovery if module.check_mode else recover
+    store, guest = module.params["store"], module.params["guest"]
     try:
-        changes.recover(act(module.params["store"], module.params["guest"]))
+        changes.recover(
+            plan_recovery(store, guest)
+            if module.check_mode
+            else recover(store, guest, module.params["_livesnap_helper"] or "")
+        )
     except LivesnapError as error:
         module.fail_json(msg=str(error), **error.result)
     module.exit_json(**{**changes.result(), "actions": changes.recovered})

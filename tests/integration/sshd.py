@@ -72,8 +72,8 @@ def sshd(folder: Path, home: Path) -> Iterator[dict[str, Any]]:
             "ansible_port": port,
             "ansible_user": USER,
             "ansible_ssh_private_key_file": str(folder / "key"),
-            "ansible_ssh_common_args": "-o StrictHostKeyChecking=no -o UserKnownHostsFile=/dev/null "
-            f"-o ControlPath={folder}/c-%C -o ControlPersist=5s",
+            "ansible_ssh_common_args": "-o StrictHostKeyChecking=no "
+            f"-o UserKnownHostsFile=/dev/null -o ControlPath={folder}/c-%C -o ControlPersist=5s",
         }
     finally:
         server.send_signal(signal.SIGTERM)

@@ -1,6 +1,6 @@
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Playbook snapshot.yml against a real guest: slots, check mode, guests that fail, ordinary users."""
+"""Playbook snapshot.yml against a real guest: slots, check mode, failures, other users."""
 
 from __future__ import annotations
 

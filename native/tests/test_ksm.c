@@ -59,6 +59,7 @@ static void the_last_of_two_puts_it_back(void **state)
     expect_run("0");
     assert_int_equal(ls_ksm_resume(two, &err), 0);
     expect_run("1");
+    assert_int_equal(access(lab_path("state/ksm"), F_OK), -1);
     lab_end(one);
     lab_end(two);
 }
@@ -94,6 +95,32 @@ static void death_between_pause_and_tidy_is_not_forgotten(void **state)
     assert_int_equal(ls_ksm_resume(two, &err), 0);
     expect_run("1");
     lab_end(two);
+}
+
+static void many_at_once_leave_it_as_it_was(void **state)
+{
+    pid_t children[12];
+    struct ls_error err;
+
+    (void)state;
+    set_run("1\n");
+    for (int i = 0; i < 12; i++) {
+        children[i] = lab_fork();
+        if (children[i] == 0) {
+            for (int round = 0; round < 50; round++) {
+                bool paused;
+
+                if (ls_ksm_pause(getpid(), &paused, &err) != 0 || !paused ||
+                    ls_ksm_resume(getpid(), &err) != 0)
+                    _exit(1);
+            }
+            _exit(0);
+        }
+    }
+    for (int i = 0; i < 12; i++)
+        assert_int_equal(lab_wait(children[i], 20000), 0);
+    expect_run("1");
+    assert_int_equal(access(lab_path("state/ksm"), F_OK), -1);
 }
 
 static void what_others_set_is_left(void **state)
@@ -133,6 +160,7 @@ int main(void)
         cmocka_unit_test(the_last_of_two_puts_it_back),
         cmocka_unit_test(the_dead_hold_nothing),
         cmocka_unit_test(death_between_pause_and_tidy_is_not_forgotten),
+        cmocka_unit_test(many_at_once_leave_it_as_it_was),
         cmocka_unit_test(what_others_set_is_left),
     };
 

@@ -13,7 +13,7 @@
 
 #include "common/cleanup.h"
 
-#define LOCK_TRIES 200 /* of 10 ms */
+#define LOCK_TRIES 2000 /* of 1 ms */
 
 static const char *state_folder = "/run/livesnap/ksm";
 static const char *run_file = "/sys/kernel/mm/ksm/run";
@@ -24,32 +24,60 @@ void ls_ksm_places(const char *folder, const char *run)
     run_file = run ? run : "/sys/kernel/mm/ksm/run";
 }
 
-/* The folder, locked until it is closed. With `make` it is made. 0: there is none. */
-static int open_state(bool make, int *folder, int *lock, struct ls_error *err)
+static void make_folders(void)
 {
-    if (make) {
-        char parent[256];
+    char parent[256];
 
-        snprintf(parent, sizeof parent, "%s", state_folder);
-        *strrchr(parent, '/') = '\0';
-        (void)mkdir(parent, 0711);
-        (void)mkdir(state_folder, 0700);
-    }
-    *folder = open(state_folder, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
-    if (*folder < 0 && errno == ENOENT && !make)
-        return 0;
-    *lock = *folder < 0 ? -1 : openat(*folder, "lock", O_RDWR | O_CREAT | O_CLOEXEC, 0600);
-    if (*lock < 0)
-        return ls_fail_errno(err, LS_INTERNAL, "ksm", "cannot open '%s'", state_folder);
+    snprintf(parent, sizeof parent, "%s", state_folder);
+    *strrchr(parent, '/') = '\0';
+    (void)mkdir(parent, 0711);
+    (void)mkdir(state_folder, 0700);
+}
+
+/* Whether the folder is still what its path leads to: whoever is the last removes it. */
+static bool is_current(int folder)
+{
+    struct stat held, found;
+
+    return fstat(folder, &held) == 0 && stat(state_folder, &found) == 0 &&
+           held.st_ino == found.st_ino && held.st_dev == found.st_dev;
+}
+
+/* 1: locked. 0: held by another. */
+static int try_lock(int folder)
+{
+    if (flock(folder, LOCK_EX | LOCK_NB) == 0)
+        return 1;
+    return errno == EWOULDBLOCK || errno == EINTR ? 0 : -1;
+}
+
+/* The folder, locked until it is closed. With `make` it is made. 0: there is none. */
+static int open_state(bool make, int *state, struct ls_error *err)
+{
     /* Held for microseconds by others, but the guard must not hang on one that is stopped. */
-    for (int tries = 0; flock(*lock, LOCK_EX | LOCK_NB) != 0; tries++) {
-        const struct timespec step = {.tv_nsec = 10000000};
+    for (int tries = 0; tries < LOCK_TRIES; tries++) {
+        const struct timespec step = {.tv_nsec = 1000000};
+        LS_AUTO_CLOSE int folder = -1;
+        int locked;
 
-        if ((errno != EWOULDBLOCK && errno != EINTR) || tries >= LOCK_TRIES)
+        if (make)
+            make_folders();
+        folder = open(state_folder, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+        if (folder < 0 && errno == ENOENT) {
+            if (!make)
+                return 0;
+            continue; /* removed between the two */
+        }
+        locked = folder < 0 ? -1 : try_lock(folder);
+        if (locked < 0)
             return ls_fail_errno(err, LS_INTERNAL, "ksm", "cannot lock '%s'", state_folder);
+        if (locked > 0 && is_current(folder)) {
+            *state = ls_steal_fd(&folder);
+            return 1;
+        }
         nanosleep(&step, NULL);
     }
-    return 1;
+    return ls_fail(err, LS_INTERNAL, "ksm", "cannot lock '%s': it is held", state_folder);
 }
 
 /* The first number in a file; -1 where there is none. */
@@ -132,24 +160,27 @@ static int put_back(int folder, struct ls_error *err)
         write_number(AT_FDCWD, run_file, was, err) != 0)
         return -1;
     unlinkat(folder, "was", 0);
+    (void)rmdir(state_folder);
     return 0;
 }
 
 int ls_ksm_pause(pid_t holder, bool *paused, struct ls_error *err)
 {
-    LS_AUTO_CLOSE int folder = -1, lock = -1;
+    LS_AUTO_CLOSE int folder = -1;
     int now, held;
     char name[64];
 
     *paused = false;
-    if (read_number(AT_FDCWD, run_file) < 0)
+    if (access(run_file, F_OK) != 0)
         return 0; /* a kernel without KSM */
-    if (open_state(true, &folder, &lock, err) < 0)
+    if (open_state(true, &folder, err) < 0)
         return -1;
     now = read_number(AT_FDCWD, run_file);
     held = count_holders(folder, 0) > 0 || read_number(folder, "was") > 0;
-    if (now == 0 && !held)
+    if (now == 0 && !held) {
+        (void)rmdir(state_folder);
         return 0;
+    }
     snprintf(name, sizeof name, "%d-%llu", (int)holder, start_of(holder));
     /* What was goes down before the switch: death in between is then put right by the next one. */
     if (now > 0 && write_number(folder, "was", now, err) != 0)
@@ -167,8 +198,8 @@ int ls_ksm_pause(pid_t holder, bool *paused, struct ls_error *err)
 
 static int let_go(pid_t holder, struct ls_error *err)
 {
-    LS_AUTO_CLOSE int folder = -1, lock = -1;
-    int found = open_state(false, &folder, &lock, err);
+    LS_AUTO_CLOSE int folder = -1;
+    int found = open_state(false, &folder, err);
 
     if (found <= 0)
         return found;

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -172,7 +173,24 @@ def native_tier() -> list[Result]:
             if code:
                 print(tail(log), flush=True)
             results += found
+    results.append(fuzz())
+    show(results[-1])
     return results
+
+
+def fuzz() -> Result:
+    """Every reader of files, fuzzed for a while; corpora stay in native/build for the next time."""
+    if not shutil.which("clang"):
+        return Result("native::fuzz", "skipped", 0.0, "no clang")
+    seconds = 10 if os.environ.get("ROUNDS", "short") == "short" else 600
+    log = LOGS / "native-fuzz.log"
+    started = time.monotonic()
+    code = run(
+        ["make", "-C", "native", "fuzz", f"FUZZ_SECONDS={seconds}"], log, limit("native")
+    )
+    if code:
+        print(tail(log), flush=True)
+    return Result("native::fuzz", "failed" if code else "passed", time.monotonic() - started)
 
 
 def pytest_tier(tier: str, extra: list[str]) -> list[Result]:

@@ -3,8 +3,10 @@
 #include "image_lib.h"
 
 #include <pthread.h>
+#include <sched.h>
 #include <signal.h>
 #include <sys/mman.h>
+#include <sys/mount.h>
 #include <sys/resource.h>
 #include <sys/wait.h>
 
@@ -402,6 +404,51 @@ static void test_full(void **state)
     guest_free(g);
 }
 
+/* In a child with mounts of its own: a file system of 3 MiB. 77: not allowed to make one. */
+static int fill_up(enum ls_codec codec, const char *at)
+{
+    struct guest *g = guest_new(9000, 1, codec);
+    struct ls_image_codec *c = ls_image_codec_new(codec, 0);
+    char *path = in_dir(at, "full");
+    struct ls_image_writer *w;
+    struct ls_error err = {0};
+    int ret = 0;
+
+    if (unshare(CLONE_NEWNS) || mount("none", "/", NULL, MS_REC | MS_PRIVATE, NULL) ||
+        mount("full", at, "tmpfs", 0, "size=3m"))
+        return 77;
+    if (ls_image_create(path, &g->spec, &w, &err))
+        return 1;
+    for (uint64_t p = 0; p < 9000 && !ret; p += 100)
+        ret = ls_image_put(w, c, 0, p, 100, g->ram[0] + p * LS_PAGE, &err);
+    if (!ret || err.cls != LS_STORAGE || strcmp(err.reason, "full") != 0)
+        return 2;
+    for (uint64_t p = 0; p < 9000; p++) /* the rest, so that only the failure is in the way */
+        ls_image_put_zero(w, 0, p, 1, &err);
+    if (ls_image_finish(w, NULL, &err) == 0 || err.cls != LS_STORAGE)
+        return 3;
+    return access(path, F_OK) == 0 ? 4 : 0;
+}
+
+static void test_full_disk(void **state)
+{
+    (void)state;
+    for (int codec = 0; codec < 3; codec++) {
+        int status;
+        pid_t child = fork();
+
+        if (child == 0)
+            _exit(fill_up((enum ls_codec)codec, dir));
+        waitpid(child, &status, 0);
+        assert_true(WIFEXITED(status));
+        if (WEXITSTATUS(status) == 77) {
+            printf("SKIP test_full_disk: mounting needs root\n");
+            skip();
+        }
+        assert_int_equal(WEXITSTATUS(status), 0);
+    }
+}
+
 static int make_dir(void **state)
 {
     (void)state;
@@ -424,7 +471,7 @@ int main(void)
         cmocka_unit_test(test_threads),     cmocka_unit_test(test_coverage),
         cmocka_unit_test(test_bad_specs),   cmocka_unit_test(test_by_address),
         cmocka_unit_test(test_mapping),     cmocka_unit_test(test_walk),
-        cmocka_unit_test(test_full),
+        cmocka_unit_test(test_full),        cmocka_unit_test(test_full_disk),
     };
 
     return cmocka_run_group_tests(tests, make_dir, remove_dir);

@@ -1,0 +1,130 @@
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The helper's capture on a real guest whose witness never stops writing."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from capture_by_hand import Capture, CaptureFailed
+from lab import Guest, disk_state, judge, ram_state
+
+NATIVE = Path(__file__).resolve().parents[2] / "native"
+ROUNDS = int(os.environ.get("ROUNDS", "3"))
+
+
+@pytest.fixture(scope="module")
+def faulty() -> Path:
+    """The helper with fault points and sabotage."""
+    subprocess.run(["make", "-s", "-j2", "-C", str(NATIVE), "faults"], check=True, timeout=600)
+    return NATIVE / "build" / "livesnap-helper-faults"
+
+
+def snapshot(helper: Path, guest: Guest, folder: Path, **options: Any) -> dict[str, Any]:
+    """The bare bracket: RAM in folder/ram.lsnap, copies of the disks beside it."""
+    capture = Capture(helper, guest, folder / "ram.lsnap", **options)
+    capture.attached()
+    with guest.qmp() as qmp:
+        qmp.execute("stop")
+        try:
+            protected = capture.protect()
+            assert protected["pages"] > 0
+            for _ in range(3):
+                qmp.execute("xen-save-devices-state",
+                            {"filename": str(folder / "devices"), "live": False})
+                armed = capture.arm()
+                if armed["clean"]:
+                    break
+            assert armed["clean"]
+            for path in guest.disk_paths:
+                shutil.copy(path, folder / path.name)
+        finally:
+            qmp.execute("cont")
+    done = capture.expect("done")
+    assert capture.wait() == 0
+    return done | {"protect_ms": protected["ms"], "arm_ms": armed["ms"]}
+
+
+def verdict(helper: Path, guest: Guest, folder: Path) -> str:
+    """What the oracle says of it."""
+    subprocess.run([str(helper), "verify", str(folder / "ram.lsnap")], check=True, timeout=60,
+                   stdout=subprocess.DEVNULL)
+    subprocess.run([str(helper), "export", "--format", "raw", str(folder / "ram.lsnap"),
+                    str(folder / "raw")], check=True, timeout=60, stdout=subprocess.DEVNULL)
+    disks = [disk_state(folder / path.name) for path in guest.disk_paths]
+    reason = judge(ram_state(folder / "raw", disks[0].boot), disks, guest.witness()["pages"])
+    shutil.rmtree(folder)
+    return reason
+
+
+def test_rounds(helper: Path, make_guest: Callable[..., Guest], tmp_path: Path) -> None:
+    """Snapshots in a row are of one instant each, and the guest never stops counting."""
+    guest = make_guest(memory=256, vga=True, net=True)
+    for number in range(ROUNDS):
+        for attach in ("device", "inject"):
+            folder = tmp_path / f"{number}-{attach}"
+            folder.mkdir()
+            done = snapshot(helper, guest, folder, attach=attach,
+                            compression=("none", "lz4", "zstd")[number % 3])
+            print(done)
+            assert done["bytes"] >= 256 << 20
+            assert verdict(helper, guest, folder) == ""
+            assert guest.counts()["intact"]
+
+
+@pytest.mark.parametrize("kind", ["skip-granule", "late-arm"])
+def test_sabotage_is_caught(faulty: Path, make_guest: Callable[..., Guest], tmp_path: Path,
+                            kind: str) -> None:
+    """A capture that is wrong on purpose does not pass the oracle."""
+    guest = make_guest(memory=256)
+    reasons = []
+    for number in range(5):
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        snapshot(faulty, guest, folder, env={"LIVESNAP_SABOTAGE": kind})
+        reasons.append(verdict(faulty, guest, folder))
+        if reasons[-1]:
+            print(reasons[-1])
+            break
+    assert any(reasons)
+    assert guest.counts()["intact"]
+
+
+def test_abort_and_death(helper: Path, make_guest: Callable[..., Guest], tmp_path: Path) -> None:
+    """However a capture ends, the guest goes on and no image is left."""
+    guest = make_guest(memory=256)
+    for number, how in enumerate(("abort", "kill", "leave")):
+        image = tmp_path / f"ram{number}"
+        capture = Capture(helper, guest, image, compression="none", bandwidth=1 << 20,
+                          staging=32 << 20)
+        capture.attached()
+        with guest.qmp() as qmp:
+            qmp.execute("stop")
+            capture.protect()
+            if how != "leave":
+                assert capture.arm()["clean"]
+            qmp.execute("cont")
+        if how == "abort":
+            capture.say(request="abort")
+            with pytest.raises(CaptureFailed):
+                capture.expect("done")
+            assert capture.wait() == 3
+        elif how == "kill":
+            capture.process.kill()
+            capture.wait()
+        else:
+            assert capture.process.stdin is not None
+            capture.process.stdin.close()
+            assert capture.wait() == 3
+        assert guest.counts()["intact"]
+        for _ in range(100):
+            if not image.exists():
+                break
+            guest.witness()
+        assert not image.exists()

@@ -33,6 +33,9 @@ def snapshot(helper: Path, guest: Guest, folder: Path, **options: Any) -> dict[s
     with guest.qmp() as qmp:
         qmp.execute("stop")
         try:
+            # Before arm: the sweep starts with it, and the guest must feel it.
+            for path in guest.disk_paths:
+                shutil.copy(path, folder / path.name)
             protected = capture.protect()
             assert protected["pages"] > 0
             for _ in range(3):
@@ -42,8 +45,6 @@ def snapshot(helper: Path, guest: Guest, folder: Path, **options: Any) -> dict[s
                 if armed["clean"]:
                     break
             assert armed["clean"]
-            for path in guest.disk_paths:
-                shutil.copy(path, folder / path.name)
         finally:
             qmp.execute("cont")
     done = capture.expect("done")
@@ -84,10 +85,10 @@ def test_sabotage_is_caught(faulty: Path, make_guest: Callable[..., Guest], tmp_
     """A capture that is wrong on purpose does not pass the oracle."""
     guest = make_guest(memory=256)
     reasons = []
-    for number in range(5):
+    for number in range(12):  # 20 ms may pass without a step
         folder = tmp_path / str(number)
         folder.mkdir()
-        snapshot(faulty, guest, folder, env={"LIVESNAP_SABOTAGE": kind})
+        print(snapshot(faulty, guest, folder, env={"LIVESNAP_SABOTAGE": kind}))
         reasons.append(verdict(faulty, guest, folder))
         if reasons[-1]:
             print(reasons[-1])

@@ -172,9 +172,7 @@ class Rewriter:
         return [option]
 
     def _additions(self) -> list[Option]:
-        out = machine_rules.main_memory(self.plan, self.options)
-        if not any(option.name == "machine" for option in self.options) and self.plan.machine:
-            out.append(Option("machine", self.plan.machine))
+        out = machine_rules.additions(self.plan, self.options)
         if not self.command.has("nographic"):
             out.append(Option("display", "none"))
         elif not self.command.has("nodefaults") and not self.command.has("serial"):
@@ -198,9 +196,10 @@ class Rewriter:
         for option in self.options:
             if option.name in ("blockdev", "chardev") or option.name in _DROPPED:
                 continue
-            for _, text in Props(option.name, option.value).items():
-                found.add(text)
-                found.add(text.rpartition(":")[2])
+            for key, text in Props(option.name, option.value).items():
+                if key != "id":
+                    # A key alone is a value in the old syntax: '-serial chardev:c'.
+                    found |= {text, key.rpartition(":")[2]}
         return found
 
     def _agent_chardev(self) -> str:

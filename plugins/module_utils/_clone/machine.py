@@ -80,13 +80,13 @@ def _backend(name: str, options: list[Option]) -> bool:
     )
 
 
-def main_memory(plan: Plan, options: list[Option]) -> list[Option]:
-    """The -object for mapped RAM of a command line that has only -m."""
-    if plan.ram is None or _backend(plan.ram.block, options):
-        return []
-    out = [Option("object", _mapped(plan))]
-    if not any(option.name == "machine" for option in options):
-        out.append(Option("machine", f"memory-backend={plan.ram.block}"))
+def additions(plan: Plan, options: list[Option]) -> list[Option]:
+    """-machine where there is none, and the -object for mapped RAM where there is only -m."""
+    out = []
+    if not any(option.name == "machine" for option in options) and plan.machine:
+        out += machine(Option("machine", plan.machine), plan, options, Findings())
+    if plan.ram is not None and not _backend(plan.ram.block, options):
+        out.append(Option("object", _mapped(plan)))
     return out
 
 

@@ -26,6 +26,7 @@ from ansible_collections.livesnap.qemu.plugins.module_utils._clone.clone import 
     plan_clone,
     remove_clone,
 )
+from ansible_collections.livesnap.qemu.plugins.module_utils._clone.plain import plain_restore
 from ansible_collections.livesnap.qemu.plugins.module_utils._connection.qmp import Qmp
 from ansible_collections.livesnap.qemu.plugins.module_utils._errors import (
     CloneError,
@@ -354,6 +355,30 @@ def test_names(one: Made) -> None:
         create_clone(CloneRequest(str(one.store), "bare", "look", "none"))
 
 
+def test_plain_commands_as_printed(one: Made, tmp_path: Path) -> None:
+    """By a shell, and nothing of ours but the stream."""
+    folder = tmp_path / "back"
+    helper = one.helper('for last; do :; done; exec cp "$STREAM" "$last"')
+    lines = plain_restore(str(one.store), "bare", "one", str(folder), helper)
+    for line in lines[:-1]:
+        subprocess.run(["sh", "-ec", line], check=True)
+    qemu = subprocess.Popen(["sh", "-ec", "exec 3<&-; " + lines[-1].replace("&& ", "&& exec ", 1)])
+    try:
+        deadline = time.monotonic() + 10
+        while not (folder / "qmp.sock").exists():
+            assert qemu.poll() is None and time.monotonic() < deadline
+            time.sleep(0.02)
+        with Qmp.connect(str(folder / "qmp.sock")) as qmp:
+            while (status := qmp.execute("query-status")["status"]) == "inmigrate":
+                assert time.monotonic() < deadline
+                time.sleep(0.02)
+            # As it was in this stream: QEMU's own migration says what the guest was.
+            assert status == "paused"
+    finally:
+        qemu.kill()
+        qemu.wait()
+
+
 def test_unprivileged_user(tmp_path: Path) -> None:
     root = Path("/tmp") / f"livesnap-clone-user-{os.getpid()}"
     root.mkdir()
@@ -363,6 +388,8 @@ def test_unprivileged_user(tmp_path: Path) -> None:
         process = QemuProcess.of(made["pid"])
         assert (process.user, process.groups) == ("nobody", (process.gid,))
         assert os.stat(made["overlays"][0]).st_mode & 0o777 == 0o600
+        lines = plain_restore(str(one.store), "bare", "one", "/tmp/back")
+        assert "runuser -u nobody -- /usr/bin/qemu-system-x86_64" in lines[-1]
         remove_clone(one.request("look" + "x" * 60))
         assert [path for path in one.traces() if not path.endswith("/run/clone")] == []
     finally:

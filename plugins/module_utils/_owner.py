@@ -32,8 +32,9 @@ from ansible_collections.livesnap.qemu.plugins.module_utils._store import rundir
 
 Work = Callable[[SnapshotSpec, Link], dict[str, Any]]
 
-#: An owner that is stopped (SIGSTOP) for so long is ended; in the bracket the guard was faster.
-_STOPPED_LIMIT = 12.0
+#: An owner that is stopped (SIGSTOP) for so long beyond its deadline is ended: in the bracket that
+#: is the guard's affair. Seconds.
+_STOPPED_LIMIT = 3.0
 _SCOPE_LIMIT = 2.0
 
 
@@ -42,6 +43,7 @@ class OwnerHandle:
     """The module's end."""
 
     sock: socket.socket
+    deadline: float
     pid: int = 0
     start_time: int = 0
 
@@ -102,7 +104,7 @@ def run_detached(spec: SnapshotSpec, work: Work = entry.take) -> OwnerHandle:
         os._exit(0)
     theirs.close()
     os.waitpid(child, 0)
-    return OwnerHandle(ours)
+    return OwnerHandle(ours, float(spec.deadline))
 
 
 def _be_owner(spec: SnapshotSpec, sock: socket.socket, work: Work) -> NoReturn:
@@ -202,7 +204,7 @@ def follow(handle: OwnerHandle) -> dict[str, Any]:
                 now = time.monotonic()
                 stopped = now if stopped is None else stopped
                 about = {"pid": handle.pid, "start_time": handle.start_time}
-                if now - stopped > _STOPPED_LIMIT and rundir.is_process(about):
+                if now - stopped > handle.deadline + _STOPPED_LIMIT and rundir.is_process(about):
                     os.kill(handle.pid, signal.SIGKILL)
             else:
                 stopped = None

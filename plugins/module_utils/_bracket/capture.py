@@ -96,22 +96,25 @@ def protect(run: Run) -> None:
     run.capture.protect(run.ramblock, run.limit.left(60.0))
 
 
+def make_devices(run: Run) -> None:
+    """The file of the device state, in QEMU's hands before the pause."""
+    if run.capture is None:
+        return
+    path = run.place() / DEVICES
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+    with files.as_store_error(f"'{path}' cannot be made"):
+        run.devices_fd = os.open(path, flags, 0o600)
+    fdset = run.qmp.add_fd(run.devices_fd, run.prefix + DEVICES)
+    run.devices_file = f"/dev/fdset/{fdset}"
+
+
 def save_devices(run: Run) -> None:
     """All device state and no RAM, by `xen-save-devices-state`; not tied to Xen."""
     if run.capture is None:
         return
-    path = run.place() / DEVICES
-    if run.devices_fd < 0:
-        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
-        with files.as_store_error(f"'{path}' cannot be made"):
-            run.devices_fd = os.open(path, flags, 0o600)
-        fdset = run.qmp.add_fd(run.devices_fd, run.prefix + DEVICES, run.limit.left(5.0))
-        run.rundir.note({"fdset": fdset})
-        run.devices_file = f"/dev/fdset/{fdset}"
-    else:
-        # QEMU's descriptor shares our file offset.
-        os.ftruncate(run.devices_fd, 0)
-        os.lseek(run.devices_fd, 0, os.SEEK_SET)
+    # QEMU's descriptor shares our file offset.
+    os.ftruncate(run.devices_fd, 0)
+    os.lseek(run.devices_fd, 0, os.SEEK_SET)
     run.attempts += 1
     with run.timed("device_state_ms"):
         # live: false, or the disks of a stopped guest are inactivated.

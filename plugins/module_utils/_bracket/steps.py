@@ -59,6 +59,7 @@ def _targets(run: Run) -> None:
         owner = (run.process.uid, run.process.gid)
         run.backup = Backup(run.prefix, disks, run.place(), owner)
         run.backup.prepare(run.qmp, run.plan.disk_estimates)
+    capture.make_devices(run)
 
 
 def _drop_targets(run: Run) -> None:

@@ -89,6 +89,7 @@ class GuestLock:
                 os.unlink(path)
         os.close(self._fd)
         self._fd = -1
+        rundir.tidy_root()
 
     def __enter__(self) -> GuestLock:
         return self
@@ -106,6 +107,10 @@ def _try(path: Path) -> Optional[int]:
     """A descriptor with the flock of the file that has this name, or None when it is held."""
     try:
         fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+    except FileNotFoundError:
+        # Another run's tidy_root().
+        rundir.make_root()
+        return None
     except OSError as err:
         raise StoreError(f"lock '{path}' cannot be opened: {err.strerror}") from None
     try:

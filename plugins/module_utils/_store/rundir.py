@@ -37,6 +37,13 @@ def make_root() -> None:
                 os.mkdir(folder, 0o711 if folder == root() else 0o700)
 
 
+def tidy_root() -> None:
+    """Leave no empty folders behind; whoever needs them makes them again."""
+    for folder in (root() / "guest", root() / "lock", root()):
+        with contextlib.suppress(OSError):
+            os.rmdir(folder)
+
+
 def utc(moment: Optional[float] = None) -> str:
     """RFC 3339 with microseconds, of seconds since 1970 or now."""
     moment = time.time() if moment is None else moment
@@ -77,11 +84,19 @@ class RunDir:
 
     def make(self) -> None:
         """Make it, closed to others."""
-        make_root()
-        with files.as_store_error(f"'{self.path}' cannot be made"), contextlib.suppress(
-            FileExistsError
-        ):
-            os.mkdir(self.path, 0o700)
+        with files.as_store_error(f"'{self.path}' cannot be made"):
+            for last in (False, False, True):
+                make_root()
+                try:
+                    os.mkdir(self.path, 0o700)
+                except FileExistsError:
+                    return
+                except FileNotFoundError:
+                    # Another run's tidy_root().
+                    if last:
+                        raise
+                else:
+                    return
 
     def write(self, name: str, value: Mapping[str, Any]) -> None:
         """A JSON file, replaced by rename. /run does not outlive the machine: nothing is synced."""

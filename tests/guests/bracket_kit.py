@@ -1,0 +1,144 @@
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""What the tests of the bracket share: a store, requests for a test guest, and what must hold afterwards."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+import signal
+import time
+from pathlib import Path
+from typing import Any, Callable
+
+from ansible_collections.livesnap.qemu.plugins.module_utils._bracket import (
+    SnapshotSpec,
+    take_snapshot,
+)
+from lab import Guest
+
+REPO = Path(__file__).resolve().parents[2]
+RUN = Path("/run/livesnap")
+
+
+def helper() -> str:
+    """The helper of this checkout; a path in LIVESNAP_TEST_HELPER replaces it (its build with fault points)."""
+    return os.environ.get(
+        "LIVESNAP_TEST_HELPER", str(REPO / "native" / "build" / "plain" / "livesnap-helper"))
+
+
+class Place:
+    """A store with requests for one guest."""
+
+    def __init__(self, root: Path, guest: Guest, name: str = "web1") -> None:
+        self.root, self.guest, self.name = root, guest, name
+        root.mkdir(mode=0o711, exist_ok=True)
+
+    def params(self, name: str, **given: Any) -> dict[str, Any]:
+        return {
+            "guest": self.name, "name": name, "store": str(self.root),
+            "qmp_socket": str(self.guest.qmp_path), "agent_socket": str(self.guest.agent_path),
+            "_livesnap_helper": helper(), **given,
+        }
+
+    def spec(self, name: str, **given: Any) -> SnapshotSpec:
+        return SnapshotSpec.of(self.params(name, **given))
+
+    def take(self, name: str, **given: Any) -> dict[str, Any]:
+        return take_snapshot(self.spec(name, **given))
+
+    def folder(self, name: str) -> Path:
+        return self.root / self.name / name
+
+    def left(self) -> list[str]:
+        """Names in the guest's folder."""
+        folder = self.root / self.name
+        return sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
+
+    def clear(self) -> None:
+        shutil.rmtree(self.root / self.name, ignore_errors=True)
+
+
+def well(guest: Guest, limit: float = 5.0) -> None:
+    """The guest runs, is thawed and counts on with its buffer intact; its QEMU has nothing of ours."""
+    with guest.look() as qmp:
+        assert qmp.execute("query-status")["running"] is True
+    end = time.monotonic() + limit
+    while True:
+        with guest.agent() as agent:
+            state = agent.freeze_status()
+        if state == "thawed" or time.monotonic() > end:
+            break
+        time.sleep(0.1)
+    assert state == "thawed"
+    guest.counts()
+
+
+def clean(guest: Guest) -> None:
+    """Nothing of livesnap is in QEMU or in the run folder."""
+    with guest.look() as qmp:
+        assert [job for job in qmp.execute("query-jobs") if job["id"].startswith("livesnap-")] == []
+        nodes = qmp.execute("query-named-block-nodes")
+        assert [node for node in nodes if node["node-name"].startswith("livesnap-")] == []
+        assert qmp.execute("query-fdsets") == []
+    assert not list(RUN.glob(f"guest/{guest.pid}-*"))
+    assert not list(RUN.glob(f"lock/{guest.pid}-*"))
+    targets = []
+    for path in Path(f"/proc/{guest.pid}/fd").iterdir():
+        with contextlib.suppress(FileNotFoundError):
+            targets.append(os.readlink(path))
+    assert not [target for target in targets if "userfaultfd" in target]
+
+
+def run_dir(guest: Guest) -> Path | None:
+    """The run folder of a guest, if there is one."""
+    found = list(RUN.glob(f"guest/{guest.pid}-*"))
+    return found[0] if found else None
+
+
+def read(path: Path) -> dict[str, Any]:
+    try:
+        return dict(json.loads(path.read_text()))
+    except (OSError, ValueError):
+        return {}
+
+
+def wait(what: Callable[[], Any], limit: float, step: float = 0.02) -> Any:
+    """The first true value of a question, or a failed test."""
+    end = time.monotonic() + limit
+    while True:
+        value = what()
+        if value:
+            return value
+        assert time.monotonic() < end, f"waited {limit} s in vain"
+        time.sleep(step)
+
+
+def in_child(work: Callable[[], Any]) -> int:
+    """Run it in a process of its own, as a module does; returns its pid. The caller reaps it."""
+    pid = os.fork()
+    if pid == 0:
+        code = 1
+        try:
+            work()
+            code = 0
+        finally:
+            os._exit(code)
+    return pid
+
+
+def living(pid: int) -> bool:
+    """Whether a process is there and no zombie."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+
+
+def kill(pid: int, number: int = signal.SIGKILL) -> None:
+    try:
+        os.kill(pid, number)
+    except ProcessLookupError:
+        pass

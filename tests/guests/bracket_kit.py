@@ -63,9 +63,9 @@ class Place:
 
 def well(guest: Guest, limit: float = 5.0) -> None:
     """The guest runs, is thawed and counts on with its buffer intact; its QEMU has nothing of ours."""
-    with guest.look() as qmp:
-        assert qmp.execute("query-status")["running"] is True
     end = time.monotonic() + limit
+    with guest.look() as qmp:
+        wait(lambda: qmp.execute("query-status")["running"], limit)
     while True:
         with guest.agent() as agent:
             state = agent.freeze_status()

@@ -15,6 +15,7 @@ struct command {
 
 static const struct command commands[] = {
     {"capture", ls_cmd_capture, "snapshot the RAM of a guest that runs on"},
+    {"features", ls_cmd_features, "what this host, and one process on it, allow"},
     {"guard", ls_cmd_guard, "undo a bracket whose owner died, watch the keeper"},
     {"ksm", ls_cmd_ksm, "put KSM back if captures that paused it have died"},
     {"info", ls_cmd_info, "what a RAM image says of itself"},

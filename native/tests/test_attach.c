@@ -93,6 +93,10 @@ static void signals_are_kept(void **opaque)
     int want = 3000;
 
     (void)opaque;
+#ifdef __SANITIZE_THREAD__
+    printf("SKIP signals_are_kept: TSan itself merges signals of one number\n");
+    skip();
+#endif
     victim_start(&v, VICTIM_NANOSLEEP, 1);
     before = descriptors_of(v.pid);
     sender = fork();
@@ -226,7 +230,8 @@ static void at_every_point(int kind, int how, const char *action, bool helper_li
     victim_stop(&v);
 }
 
-static void everywhere(const char *action, bool helper_lives)
+/* `kinds`: which threads when the time is short. */
+static void everywhere(const char *action, bool helper_lives, unsigned kinds)
 {
     struct timespec t0;
     struct timespec t1;
@@ -237,7 +242,7 @@ static void everywhere(const char *action, bool helper_lives)
     assert_true(point_count > 20);
     for (int r = 0; r < rounds(); r++)
         for (int kind = 0; kind < VICTIM_KINDS; kind++)
-            for (int how = 0; how < 2; how++)
+            for (int how = 0; how < 2 && (rounds() > 1 || kinds & 1u << kind); how++)
                 at_every_point(kind, how, action, helper_lives);
     clock_gettime(CLOCK_MONOTONIC, &t1);
     printf("%s: %d points, %d attempts, %ld s\n", action, point_count, passed_points,
@@ -247,19 +252,20 @@ static void everywhere(const char *action, bool helper_lives)
 static void attacher_dies_everywhere(void **opaque)
 {
     (void)opaque;
-    everywhere("kill", true);
+    everywhere("kill", true, ~0u);
 }
 
 static void helper_dies_everywhere(void **opaque)
 {
     (void)opaque;
-    everywhere("killboth", false);
+    everywhere("killboth", false,
+               1u << VICTIM_PPOLL | 1u << VICTIM_NANOSLEEP | 1u << VICTIM_BUSY_AVX);
 }
 
 static void attacher_fails_everywhere(void **opaque)
 {
     (void)opaque;
-    everywhere("error", true);
+    everywhere("error", true, 1u << VICTIM_PPOLL | 1u << VICTIM_BUSY);
 }
 
 #endif

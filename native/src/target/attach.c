@@ -54,10 +54,8 @@ unsigned ls_attach_refused_calls(const struct ls_tracee *t, enum ls_attach_how h
     return refused;
 }
 
-int ls_attach_check_filters(const struct ls_tracee *t, enum ls_attach_how how, bool have_device,
-                            struct ls_error *err)
+int ls_attach_refuse_calls(pid_t pid, unsigned refused, struct ls_error *err)
 {
-    unsigned refused = ls_attach_refused_calls(t, how, have_device);
     char names[128] = "";
 
     if (!refused)
@@ -70,8 +68,14 @@ int ls_attach_check_filters(const struct ls_tracee *t, enum ls_attach_how how, b
         strcat(names, ls_arch_call_names[call]);
     }
     return ls_fail(err, LS_REFUSED, "seccomp",
-                   "cannot attach to process %d: its seccomp filter does not allow %s", (int)t->pid,
+                   "cannot attach to process %d: its seccomp filter does not allow %s", (int)pid,
                    names);
+}
+
+int ls_attach_check_filters(const struct ls_tracee *t, enum ls_attach_how how, bool have_device,
+                            struct ls_error *err)
+{
+    return ls_attach_refuse_calls(t->pid, ls_attach_refused_calls(t, how, have_device), err);
 }
 
 /* The result of a call that returns a descriptor: remembers it. */

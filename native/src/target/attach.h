@@ -12,9 +12,15 @@ enum ls_attach_job {
     LS_JOB_ATTACH, /* get a userfaultfd */
 };
 
-/* Does `job` in a child process, on thread `tid` of `pid`. `out` is only for LS_JOB_ATTACH. */
+struct ls_attach_outcome {
+    int uffd;                /* LS_JOB_ATTACH, else -1 */
+    unsigned stood_still_us; /* how long the thread was stopped */
+    unsigned refused;        /* LS_JOB_CHECK: the calls that its filters refuse, see below */
+};
+
+/* Does `job` in a child process, on thread `tid` of `pid`. `out` may be NULL for LS_JOB_TIDY. */
 int ls_attach_run(pid_t pid, pid_t tid, enum ls_attach_job job, enum ls_attach_how how,
-                  struct ls_attach_result *out, struct ls_error *err);
+                  struct ls_attach_outcome *out, struct ls_error *err);
 
 /* What can be known without stopping the target: calls `each` for every reason why attaching is
  * not possible. -1 only if the target does not exist. */
@@ -25,6 +31,9 @@ int ls_attach_reasons(pid_t pid, pid_t tid,
 /* Which calls the target's filters refuse; bit n stands for enum ls_arch_call n. */
 unsigned ls_attach_refused_calls(const struct ls_tracee *t, enum ls_attach_how how,
                                  bool have_device);
+
+/* LS_REFUSED, reason "seccomp", naming the calls of such a set; 0 if it is empty. */
+int ls_attach_refuse_calls(pid_t pid, unsigned refused, struct ls_error *err);
 
 /* ---- descriptors of the target ---- */
 

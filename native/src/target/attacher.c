@@ -7,6 +7,7 @@
 #include <signal.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/resource.h>
 #include <sys/socket.h>
 #include <sys/wait.h>
 #include <unistd.h>
@@ -21,13 +22,14 @@
 struct answer {
     int ok;
     unsigned stood_still_us;
+    unsigned refused; /* LS_JOB_CHECK: calls, by bit */
     struct ls_error err;
 };
 
 /* ---- child ---- */
 
 static int work(pid_t pid, pid_t tid, enum ls_attach_job job, enum ls_attach_how how, int *uffd,
-                unsigned *stood_still_us, struct ls_error *err)
+                struct answer *answer, struct ls_error *err)
 {
     __attribute__((cleanup(ls_tracee_close))) struct ls_tracee t = {.mem = -1};
     int failed;
@@ -36,17 +38,19 @@ static int work(pid_t pid, pid_t tid, enum ls_attach_job job, enum ls_attach_how
         return -1;
     if (LS_FAULT("attach.opened"))
         return ls_fail(err, LS_INTERNAL, "fault", "fault point");
-    if (ls_tracee_stop(&t, err) != 0 ||
-        ls_attach_check_filters(&t, how, ls_uffd_device() != 0, err) != 0)
+    if (ls_tracee_stop(&t, err) != 0)
         return -1;
     if (job == LS_JOB_CHECK) {
-        ls_tracee_leave(&t, stood_still_us);
+        answer->refused = ls_attach_refused_calls(&t, how, ls_uffd_device() != 0);
+        ls_tracee_leave(&t, &answer->stood_still_us);
         return 0;
     }
+    if (ls_attach_check_filters(&t, how, ls_uffd_device() != 0, err) != 0)
+        return -1;
     if (ls_tracee_park(&t, err) != 0)
         return -1;
     failed = job == LS_JOB_TIDY ? ls_attach_tidy(&t, err) : ls_attach_in_target(&t, how, uffd, err);
-    ls_tracee_leave(&t, stood_still_us);
+    ls_tracee_leave(&t, &answer->stood_still_us);
     return failed;
 }
 
@@ -76,7 +80,9 @@ static void child(int sock, pid_t pid, pid_t tid, enum ls_attach_job job, enum l
     struct answer answer = {0};
     int uffd = -1;
 
-    answer.ok = work(pid, tid, job, how, &uffd, &answer.stood_still_us, &answer.err) == 0;
+    /* the target stands still while this process waits for a turn; short-lived, so no harm */
+    setpriority(PRIO_PROCESS, 0, -20);
+    answer.ok = work(pid, tid, job, how, &uffd, &answer, &answer.err) == 0;
     if (LS_FAULT("attach.answer"))
         _exit(1);
     answer_parent(sock, &answer, uffd);
@@ -121,7 +127,7 @@ static int poll_once(int fd)
 
 /* One child: 0, -1 with the error that it told, or -2 if it died or had to be killed. */
 static int run_child(pid_t pid, pid_t tid, enum ls_attach_job job, enum ls_attach_how how,
-                     struct ls_attach_result *out, struct ls_error *err)
+                     struct ls_attach_outcome *out, struct ls_error *err)
 {
     LS_AUTO_CLOSE int ours = -1;
     LS_AUTO_CLOSE int theirs = -1;
@@ -166,16 +172,17 @@ static int run_child(pid_t pid, pid_t tid, enum ls_attach_job job, enum ls_attac
         *err = answer.err;
         return -1;
     }
-    if (out && uffd < 0)
+    if (job == LS_JOB_ATTACH && uffd < 0)
         return ls_fail(err, LS_INTERNAL, "attacher",
                        "the userfaultfd did not arrive: too many open files?");
     if (out)
-        *out = (struct ls_attach_result){ls_steal_fd(&uffd), answer.stood_still_us};
+        *out =
+            (struct ls_attach_outcome){ls_steal_fd(&uffd), answer.stood_still_us, answer.refused};
     return 0;
 }
 
 int ls_attach_run(pid_t pid, pid_t tid, enum ls_attach_job job, enum ls_attach_how how,
-                  struct ls_attach_result *out, struct ls_error *err)
+                  struct ls_attach_outcome *out, struct ls_error *err)
 {
     int result = run_child(pid, tid, job, how, out, err);
     struct ls_error ignored;

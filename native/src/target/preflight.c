@@ -153,21 +153,27 @@ static pid_t thread_of(pid_t pid)
 int ls_attach_preflight(pid_t pid, struct ls_error *err)
 {
     pid_t tid = thread_of(pid);
+    struct ls_attach_outcome outcome;
     struct ls_proc_status status;
 
     if (static_preflight(pid, tid, err) != 0 || ls_proc_status(pid, tid, &status, err) != 0)
         return -1;
     if (status.seccomp == 0)
         return 0;
-    return ls_attach_run(pid, tid, LS_JOB_CHECK, LS_ATTACH_INJECT, NULL, err);
+    if (ls_attach_run(pid, tid, LS_JOB_CHECK, LS_ATTACH_DEVICE, &outcome, err) != 0)
+        return -1;
+    return ls_attach_refuse_calls(pid, outcome.refused, err);
 }
 
 int ls_attach_userfaultfd(pid_t pid, enum ls_attach_how how, struct ls_attach_result *out,
                           struct ls_error *err)
 {
     pid_t tid = thread_of(pid);
+    struct ls_attach_outcome outcome;
 
-    if (static_preflight(pid, tid, err) != 0)
+    if (static_preflight(pid, tid, err) != 0 ||
+        ls_attach_run(pid, tid, LS_JOB_ATTACH, how, &outcome, err) != 0)
         return -1;
-    return ls_attach_run(pid, tid, LS_JOB_ATTACH, how, out, err);
+    *out = (struct ls_attach_result){outcome.uffd, outcome.stood_still_us};
+    return 0;
 }

@@ -93,7 +93,7 @@ static int parse_line(const char *line, struct candidate *c)
     if (n <= 0 || strncmp(c->block.id, "Block", 6) == 0)
         return 0;
     /* a block without a name does not migrate, so neither stream nor image can hold it */
-    if (n == 2 && parse_size(c->block.id, number, &c->block.page_size))
+    if (n >= 2 && parse_size(c->block.id, number, &c->block.page_size))
         return 0;
     if ((n != 6 && n != 7 && n != 8) || !parse_size(number, unit, &c->block.page_size) ||
         c->block.used > c->block.total || c->block.total == 0)

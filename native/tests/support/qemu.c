@@ -27,11 +27,9 @@
 static void run(const struct qemu *q, bool sandboxed)
 {
     char socket_option[128];
-    char *argv[32] = {QEMU,         "-nodefaults", "-display", "none",           "-m",
-                      "64",         "-accel",      "tcg",      "-vga",           "std",
-                      "-serial",    "none",        "-device",  "virtio-net-pci", "-qmp",
-                      socket_option};
-    int argc = 16;
+    char *argv[32] = {QEMU,  "-nodefaults", "-display", "none",    "-m",   "64",   "-accel",
+                      "tcg", "-vga",        "std",      "-serial", "none", "-qmp", socket_option};
+    int argc = 14;
 
     prctl(PR_SET_PDEATHSIG, SIGKILL);
     snprintf(socket_option, sizeof socket_option, "unix:%s/qmp,server=on,wait=off", q->dir);

@@ -379,6 +379,28 @@ def test_plain_commands_as_printed(one: Made, tmp_path: Path) -> None:
         qemu.wait()
 
 
+def test_taps_are_cut_off(tmp_path: Path) -> None:
+    """A card on a tap needs one again (its virtio header), and it must lead nowhere."""
+    root = Path("/tmp") / f"livesnap-clone-tap-{os.getpid()}"
+    root.mkdir()
+    cards = (
+        *("-netdev", "tap,id=t0,script=no,downscript=no", "-device", "virtio-net-pci,netdev=t0"),
+        *("-netdev", "tap,id=t1,script=no,downscript=no,queues=2"),
+        *("-device", "virtio-net-pci,netdev=t1,mq=on,vectors=6"),
+    )
+    try:
+        one = Made(root, cards)
+        interfaces = set(os.listdir("/sys/class/net"))
+        made = create_clone(one.request())
+        assert made["running"]
+        assert set(os.listdir("/sys/class/net")) == interfaces
+        with Qmp.connect(made["qmp_socket"]) as qmp:
+            assert "fd=" in qmp.hmp("info network")
+        remove_clone(one.request())
+    finally:
+        shutil.rmtree(root)
+
+
 def test_unprivileged_user(tmp_path: Path) -> None:
     root = Path("/tmp") / f"livesnap-clone-user-{os.getpid()}"
     root.mkdir()

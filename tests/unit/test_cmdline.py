@@ -422,6 +422,8 @@ def test_files_of_the_machine() -> None:
 def test_what_the_machine_is_stays() -> None:
     kept(*("-cpu", "host,+vmx", "-smp", "2", "-m", "size=1G,slots=2,maxmem=2G", "-rtc", "base=utc"))
     kept("-sandbox", "on,spawn=deny", "-uuid", "u", "-global", "a.b=/c", "-boot", "order=c")
+    becomes("-overcommit mem-lock=on -L share", "-L /vm/share")
+    kept("-overcommit", "cpu-pm=on")
     kept("-smbios", "type=1,serial=x", "-vga", "std", "-usb", "-device", "usb-tablet")
     becomes("-name guest=web1,process=x,debug-threads=on", "-name web1.c,debug-threads=on")
 

@@ -41,7 +41,7 @@ _KEPT = words("""
     global set sandbox msg watchdog watchdog-action append k seed compat singlestep
     one-insn-per-tb semihosting semihosting-config prom-env balloon m no-kvm-irqchip no-kvm-pit
     tb-size
-    nographic iscsi echr enable-fips overcommit L realtime
+    nographic iscsi echr enable-fips realtime
 """)
 #: Their argument is a file of the machine; True: QEMU seeks bare names in its own folders.
 _FILES = {"bios": True, "kernel": False, "initrd": False, "dtb": False, "option-rom": True}
@@ -133,6 +133,9 @@ class Rewriter:
             **dict.fromkeys(["fw_cfg", "smbios", "acpitable"], self._file_inside),
             **dict.fromkeys(["audiodev", "audio"], machine_rules.silent),
             "icount": self._icount,
+            # Locked memory is for the original; a clone is read in as it needs it.
+            "overcommit": lambda option: machine_rules.without(option, "mem-lock"),
+            "L": lambda option: [Option("L", absolute(option.value or "", command.cwd))],
             "run-with": lambda option: machine_rules.without(
                 option, "user", "chroot", "exit-with-parent"
             ),

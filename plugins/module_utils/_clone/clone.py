@@ -130,10 +130,10 @@ def plan_clone(request: CloneRequest) -> dict[str, Any]:
     return {
         "changed": True,
         "pid": None,
-        "qmp_socket": plan.socket("qmp.sock"),
-        "agent_socket": rewritten.findings.agent_socket or None,
+        "qmp_socket": plan.path(cmdline.QMP_SOCKET),
+        "agent_socket": plan.path(rewritten.findings.agent_socket) or None,
         "overlays": [disk.overlay for disk in plan.disks],
-        "consoles": rewritten.findings.consoles,
+        "consoles": [plan.path(each) for each in rewritten.findings.consoles],
         "running": source.was_running,
         "lazy": plan.ram is not None,
         "warnings": rewritten.findings.warnings,
@@ -243,7 +243,7 @@ def _start(
         export=[*export, source.folder, "-"],
     )
     try:
-        agent = place.absolute(findings.agent_socket)
+        agent = plan.path(findings.agent_socket)
         state: dict[str, Any] = {
             "stage": "loading",
             "pid": running.pid,
@@ -255,9 +255,9 @@ def _start(
             "store": request.store,
             "network": request.network,
             "lazy": plan.ram is not None,
-            "qmp_socket": place.absolute(plan.socket("qmp.sock")),
+            "qmp_socket": plan.path(cmdline.QMP_SOCKET),
             "agent_socket": agent or None,
-            "consoles": [place.absolute(path) for path in findings.consoles],
+            "consoles": [plan.path(each) for each in findings.consoles],
             "overlays": [disk.overlay for disk in plan.disks],
             "argv": rewritten.argv,
         }

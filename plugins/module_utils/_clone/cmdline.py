@@ -26,6 +26,9 @@ from ansible_collections.livesnap.qemu.plugins.module_utils._clone.plan import F
 from ansible_collections.livesnap.qemu.plugins.module_utils._clone.ports import AGENT_PORT, Ports
 from ansible_collections.livesnap.qemu.plugins.module_utils._guest.paths import absolute
 
+#: Relative to the plan's folder, as all sockets of a clone.
+QMP_SOCKET = "qmp.sock"
+
 #: Of the process or the operator's view, not of the machine.
 _DROPPED = words("""
     qmp qmp-pretty mon monitor vnc spice sdl curses full-screen fullscreen display pidfile
@@ -185,8 +188,7 @@ class Rewriter:
         if not self.command.has("nodefaults") and not any(map(self.command.has, networks)):
             # QEMU's default is this card on a user-mode network.
             out += [Option("net", "nic"), *self.ports.net(Option("net", "user"))]
-        path = self.plan.socket("qmp.sock").replace(",", ",,")
-        out.append(Option("qmp", f"unix:{path},server=on,wait=off"))
+        out.append(Option("qmp", f"unix:{QMP_SOCKET},server=on,wait=off"))
         if self.plan.stopped:
             out.append(Option("S"))
         if self.plan.incoming:

@@ -58,10 +58,6 @@ class Place:
         """The folder of its overlays."""
         return self.store / self.guest / ".clones" / self.name
 
-    def absolute(self, socket: str) -> str:
-        """The path of a socket of the plan; '' stays."""
-        return str(self.sockets / socket) if socket else ""
-
     def folders(self) -> tuple[Path, Path, Path]:
         """All that is to be gone when the clone is."""
         return self.sockets, self.private, self.overlays

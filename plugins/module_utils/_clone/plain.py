@@ -93,5 +93,5 @@ def commands(source: Source, folder: str, helper: str) -> list[str]:
     argv = [*as_user, source.exe, *rewritten.argv[1:]]
     found.append(f"cd {shlex.quote(folder)} && {shlex.join(argv)} {_FD}< {shlex.quote(stream)}")
     if findings.agent_socket and source.frozen:
-        found.append(shlex.join(["python3", "-c", _THAW, findings.agent_socket]))
+        found.append(shlex.join(["python3", "-c", _THAW, plan.path(findings.agent_socket)]))
     return found

@@ -9,9 +9,6 @@ import os
 from dataclasses import dataclass, field
 from typing import Optional
 
-#: Longest path of a Unix socket (sun_path less its NUL).
-SOCKET_PATH_MAX = 107
-
 
 @dataclass(frozen=True)
 class DiskImage:
@@ -56,10 +53,13 @@ class Plan:
     network: bool = False
     keep_taps: bool = False
 
-    def socket(self, name: str) -> str:
-        """Path of a socket in the folder; relative to it where the whole would be too long."""
-        path = os.path.join(self.folder, name)
-        return path if len(os.fsencode(path)) <= SOCKET_PATH_MAX else name
+    def path(self, socket: str) -> str:
+        """The absolute path of a socket of the new command line; '' stays.
+
+        There it is relative to QEMU's working directory: a whole path may be too long for a socket
+        (107 bytes), and its user may not be let through all of the folders above.
+        """
+        return os.path.join(self.folder, socket) if socket else ""
 
 
 @dataclass(frozen=True)

@@ -52,7 +52,7 @@ class Ports:
 
     def console(self, name: str, agent: bool = False) -> str:
         """The path of a socket of that name, noted in the findings."""
-        path = self.plan.socket(f"{name}.sock")
+        path = f"{name}.sock"
         if agent:
             self.findings.agent_socket = path
         else:

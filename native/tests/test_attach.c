@@ -16,18 +16,13 @@
 #include <string.h>
 #include <sys/ioctl.h>
 #include <sys/wait.h>
-#include <time.h>
 #include <unistd.h>
 
 #include <cmocka.h>
 
-#include "common/fault.h"
+#include "support/points.h"
 #include "support/victim.h"
 #include "target/attach.h"
-
-#ifdef LS_FAULTS
-static const char *const how_names[] = {"device", "inject"};
-#endif
 
 static int rounds(void)
 {
@@ -151,102 +146,51 @@ static void stop_is_kept(void **opaque)
 
 #ifdef LS_FAULTS
 
-#define MAX_POINTS 100
-static char points[MAX_POINTS][64];
-static int point_count;
-
-static void add_point(const char *name, void *opaque)
-{
-    (void)opaque;
-    if (strncmp(name, "attach.", 7) != 0)
-        return;
-    assert_true(point_count < MAX_POINTS);
-    snprintf(points[point_count++], sizeof points[0], "%s", name);
-}
-
-/* Whether a point is on the way at all: calls of the other way, or of kernels without the device.
- */
-static bool on_the_way(const char *point, int how)
-{
-    if (strncmp(point, "attach.userfaultfd.", 19) == 0)
-        return ls_uffd_device() == 0;
-    if (ls_uffd_device() == 0 && strncmp(point, "attach.ioctl.", 13) == 0)
-        return false;
-    if (strncmp(point, "attach.socketpair.", 18) == 0 ||
-        strncmp(point, "attach.recvmsg.", 15) == 0 || strcmp(point, "attach.sent") == 0)
-        return how == LS_ATTACH_INJECT && ls_uffd_device() != 0;
-    return true;
-}
-
-static int passed_points;
-
-/* Attaches with one fault in a process of its own, which plays the helper. */
-static void attach_with(struct victim *v, int how, const char *point, const char *action, bool *ok)
-{
-    char spec[128];
-    int status;
-    pid_t helper;
-
-    snprintf(spec, sizeof spec, "%s:%s", point, action);
-    helper = fork();
-    if (helper == 0) {
-        struct ls_attach_result result = {.uffd = -1};
-        struct ls_error err;
-
-        ls_fault_choose(spec);
-        _exit(ls_attach_userfaultfd(v->pid, how, &result, &err) == 0 ? 0 : 1);
-    }
-    assert_int_equal(waitpid(helper, &status, 0), helper);
-    *ok = WIFEXITED(status) && WEXITSTATUS(status) == 0;
-}
-
-static void at_every_point(int kind, int how, const char *action, bool helper_lives)
-{
+struct scene {
     struct victim v;
-    char *before;
+    enum way way;
+    const char *action;
+    const char *before; /* its descriptors */
+    bool helper_lives;
+};
 
-    victim_start(&v, kind, how == LS_ATTACH_DEVICE);
-    before = descriptors_of(v.pid);
-    for (int i = 0; i < point_count; i++) {
-        bool ok;
-        char *after;
+static void try_point(const char *point, void *opaque)
+{
+    struct scene *s = opaque;
+    int status = points_attach(s->v.pid, s->way, point, s->action);
+    char *after;
 
-        if (!on_the_way(points[i], how))
-            continue;
-        attach_with(&v, how, points[i], action, &ok);
-        /* the points after the thread was let go do not fail by "error", all others must */
-        if (ok && strncmp(points[i], "attach.leave.", 13) != 0)
-            fail_msg("%s, %s: %s had no effect", how_names[how], points[i], action);
-        passed_points++;
-        victim_goes_on(&v, 2);
-        after = descriptors_of(v.pid);
-        if (helper_lives && strcmp(before, after) != 0)
-            fail_msg("%s: descriptors were '%s' and are '%s'", points[i], before, after);
-        free(after);
-        attach_well(&v, how, before);
-        victim_goes_on(&v, 2);
-    }
-    free(before);
-    victim_stop(&v);
+    /* while the thread is let go nothing fails any more; everywhere else it must */
+    if (status == 0 && strncmp(point, "attach.leave.", 13) != 0)
+        fail_msg("%s, %s: %s had no effect", way_names[s->way], point, s->action);
+    victim_goes_on(&s->v, 2);
+    after = descriptors_of(s->v.pid);
+    if (s->helper_lives && strcmp(s->before, after) != 0)
+        fail_msg("%s: descriptors were '%s' and are '%s'", point, s->before, after);
+    free(after);
+    attach_well(&s->v, s->way == WAY_INJECT ? LS_ATTACH_INJECT : LS_ATTACH_DEVICE, s->before);
+    victim_goes_on(&s->v, 2);
 }
 
 /* `kinds`: which threads when the time is short. */
 static void everywhere(const char *action, bool helper_lives, unsigned kinds)
 {
-    struct timespec t0;
-    struct timespec t1;
+    for (int i = 0; i < rounds() * VICTIM_KINDS * WAYS; i++) {
+        struct scene s = {.way = i % WAYS, .action = action, .helper_lives = helper_lives};
+        enum victim_kind kind = i / WAYS % VICTIM_KINDS;
+        char *before;
 
-    clock_gettime(CLOCK_MONOTONIC, &t0);
-    passed_points = point_count = 0;
-    ls_fault_list(add_point, NULL);
-    assert_true(point_count > 20);
-    for (int r = 0; r < rounds(); r++)
-        for (int kind = 0; kind < VICTIM_KINDS; kind++)
-            for (int how = 0; how < 2 && (rounds() > 1 || kinds & 1u << kind); how++)
-                at_every_point(kind, how, action, helper_lives);
-    clock_gettime(CLOCK_MONOTONIC, &t1);
-    printf("%s: %d points, %d attempts, %ld s\n", action, point_count, passed_points,
-           (long)(t1.tv_sec - t0.tv_sec));
+        if (rounds() == 1 && !(kinds & 1u << kind))
+            continue;
+        /* every way for one kind, and every kind for one way */
+        if (rounds() == 1 && kind != VICTIM_PPOLL && s.way != kind % WAY_SYSCALL)
+            continue;
+        victim_start(&s.v, kind, s.way != WAY_INJECT);
+        s.before = before = descriptors_of(s.v.pid);
+        points_each(s.way, try_point, &s);
+        free(before);
+        victim_stop(&s.v);
+    }
 }
 
 static void attacher_dies_everywhere(void **opaque)
@@ -268,6 +212,12 @@ static void attacher_fails_everywhere(void **opaque)
     everywhere("error", true, 1u << VICTIM_PPOLL | 1u << VICTIM_BUSY);
 }
 
+static void every_point_has_a_test(void **opaque)
+{
+    (void)opaque;
+    points_all_tested();
+}
+
 #endif
 
 int main(void)
@@ -280,6 +230,7 @@ int main(void)
         cmocka_unit_test(attacher_dies_everywhere),
         cmocka_unit_test(helper_dies_everywhere),
         cmocka_unit_test(attacher_fails_everywhere),
+        cmocka_unit_test(every_point_has_a_test),
 #endif
     };
 

@@ -31,7 +31,7 @@ const char *const victim_names[VICTIM_KINDS] = {
 
 #define REGION (64 * 1024)
 #define NSIG_BYTES 8
-#define BUSY_LOOPS 20000000
+#define BUSY_LOOPS 4000000
 
 static struct victim_state *state;
 static int feed[2];

@@ -137,7 +137,7 @@ static json_t *start_request(struct owner *o)
                      "start", "id", ID, "guest", "lab", "pid", (int)o->lab.pid, "start_time",
                      (json_int_t)start_time, "ramblock", o->ramblock, "gpa", "gpa", 0, "block",
                      "block0", "offset", 0, "length", (int)o->lab.block[0].size, "image", o->path,
-                     "compression", "none", "staging", 64 << 20, "attach", "inject");
+                     "compression", "none", "staging", 32 << 20, "attach", "inject");
 }
 
 /* A target with everything in it, a helper beside it, and the first request sent. */

@@ -32,6 +32,8 @@ static unsigned rounds(unsigned n)
 {
     const char *text = getenv("ROUNDS");
 
+    if (text && atoi(text) == 0) /* emulated, or otherwise slow */
+        return n / 10 + 1;
     return text ? n * (unsigned)atoi(text) : n;
 }
 
@@ -143,7 +145,7 @@ static void arm(struct run *r)
 /* 0 when all is saved, -1 when it failed, 1 when neither came in time. */
 static int wait_end(struct run *r)
 {
-    for (int i = 0; i < 3000; i++) {
+    for (int i = 0; i < 12000; i++) {
         struct pollfd p = {.fd = r->engine->news, .events = POLLIN};
 
         if (ls_engine_failed(r->engine, &r->err))

@@ -6,8 +6,10 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import subprocess
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -129,3 +131,38 @@ def test_abort_and_death(helper: Path, make_guest: Callable[..., Guest], tmp_pat
                 break
             guest.witness()
         assert not image.exists()
+
+
+@pytest.fixture
+def frozen(tmp_path: Path) -> Iterator[Path]:
+    """A store on an ext4 of its own, on a loop device; thawed and removed at the end."""
+    image, store = tmp_path / "ext4", tmp_path / "store"
+    store.mkdir()
+    subprocess.run(["truncate", "-s", "600M", str(image)], check=True)
+    subprocess.run(["mkfs.ext4", "-q", str(image)], check=True)
+    subprocess.run(["mount", "-o", "loop", str(image), str(store)], check=True)
+    yield store
+    subprocess.run(["fsfreeze", "-u", str(store)], check=False, stderr=subprocess.DEVNULL)
+    subprocess.run(["umount", str(store)], check=True)
+
+
+def test_store_hangs(helper: Path, make_guest: Callable[..., Guest], frozen: Path) -> None:
+    """The writer in D state: the guest is free as soon as keeper and writer are killed."""
+    guest = make_guest(memory=256)
+    capture = Capture(helper, guest, frozen / "ram.lsnap", compression="none", staging=32 << 20)
+    pids = capture.attached()
+    with guest.qmp() as qmp:
+        qmp.execute("stop")
+        capture.protect()
+        subprocess.run(["fsfreeze", "-f", str(frozen)], check=True)
+        assert capture.arm()["clean"]
+        qmp.execute("cont")
+    deadline = time.monotonic() + 10
+    tasks = Path(f"/proc/{pids['writer']}/task")
+    while not any("State:\tD" in (task / "status").read_text() for task in tasks.iterdir()):
+        assert time.monotonic() < deadline, "the writer does not hang"
+        time.sleep(0.05)
+    os.kill(capture.process.pid, signal.SIGKILL)
+    os.kill(pids["writer"], signal.SIGKILL)
+    assert capture.wait(5) == -signal.SIGKILL
+    assert guest.counts()["intact"]

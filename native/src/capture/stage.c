@@ -2,6 +2,7 @@
 #include "capture/stage.h"
 
 #include <errno.h>
+#include <fcntl.h>
 #include <limits.h>
 #include <linux/futex.h>
 #include <stdio.h>
@@ -9,6 +10,7 @@
 #include <string.h>
 #include <sys/eventfd.h>
 #include <sys/mman.h>
+#include <sys/mount.h>
 #include <sys/syscall.h>
 #include <time.h>
 #include <unistd.h>
@@ -54,10 +56,30 @@ static void *shared_memory(size_t bytes)
     return p;
 }
 
+/*
+ * A file for the staging memory. memfds follow shmem_enabled, which is `never` nearly everywhere;
+ * a tmpfs of our own may have huge pages. The mount is never attached to any path: it ends with its
+ * last file. Without the right to mount, or before Linux 5.2, it is a memfd after all.
+ */
+static int staging_file(void)
+{
+    LS_AUTO_CLOSE int fs = fsopen("tmpfs", FSOPEN_CLOEXEC);
+    LS_AUTO_CLOSE int mount = -1;
+    int fd = -1;
+
+    if (fs >= 0 && fsconfig(fs, FSCONFIG_SET_STRING, "huge", "always", 0) == 0 &&
+        fsconfig(fs, FSCONFIG_SET_STRING, "size", "0", 0) == 0 && /* no limit of its own */
+        fsconfig(fs, FSCONFIG_CMD_CREATE, NULL, NULL, 0) == 0)
+        mount = fsmount(fs, FSMOUNT_CLOEXEC, MOUNT_ATTR_NOSUID | MOUNT_ATTR_NODEV);
+    if (mount >= 0)
+        fd = openat(mount, ".", O_TMPFILE | O_RDWR | O_CLOEXEC, 0600);
+    return fd >= 0 ? fd : memfd_create("livesnap-staging", MFD_CLOEXEC);
+}
+
 /* The staging memory itself, at an address that is a multiple of a huge page. */
 static uint8_t *staging_memory(uint64_t bytes, struct ls_error *err)
 {
-    LS_AUTO_CLOSE int fd = memfd_create("livesnap-staging", MFD_CLOEXEC);
+    LS_AUTO_CLOSE int fd = staging_file();
     uint8_t *room, *at;
 
     if (fd < 0 || ftruncate(fd, (off_t)bytes) < 0) {

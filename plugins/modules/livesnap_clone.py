@@ -96,6 +96,17 @@ running:
   returned: always
   type: bool
   sample: true
+consoles:
+  description: The sockets of its serial consoles.
+  returned: always
+  type: list
+  elements: str
+  sample: [/run/livesnap/clone/web1/look/serial0.sock]
+lazy:
+  description: Whether RAM is read from the snapshot when it is first used.
+  returned: always
+  type: bool
+  sample: false
 actions:
   description: What was done, or would be done in check mode, in order.
   returned: always
@@ -103,3 +114,50 @@ actions:
   elements: str
   sample: ["started clone 'look' of guest 'web1' from snapshot 'before-upgrade'"]
 """
+
+from typing import NoReturn
+
+from ansible.module_utils.basic import AnsibleModule
+
+from ..module_utils import _deps
+from ..module_utils._clone.clone import CloneRequest, create_clone, plan_clone, remove_clone
+from ..module_utils._errors import LivesnapError
+from ..module_utils._options import argument_spec
+
+
+def main() -> NoReturn:
+    """Arguments, plan, stop here in check mode, apply, describe."""
+    module = AnsibleModule(
+        argument_spec=argument_spec("livesnap_clone"),
+        required_if=[("state", "present", ("snapshot",))],
+        supports_check_mode=True,
+    )
+    _deps.ensure(module)
+    given = module.params
+    request = CloneRequest(
+        store=given["store"],
+        guest=given["guest"],
+        name=given["name"],
+        snapshot=given["snapshot"] or "",
+        network=given["network"],
+        lazy=given["lazy"],
+        helper=given["_livesnap_helper"] or "",
+    )
+    try:
+        if given["state"] == "absent":
+            result = remove_clone(request, check_mode=module.check_mode)
+        elif module.check_mode:
+            result = plan_clone(request)
+        else:
+            result = create_clone(request)
+    except LivesnapError as error:
+        module.fail_json(msg=str(error), **error.result)
+    for warning in result.pop("warnings", []):
+        module.warn(warning)
+    states = ["absent", "present"] if given["state"] == "present" else ["present", "absent"]
+    before, after = states if result["changed"] else (given["state"], given["state"])
+    module.exit_json(**result, diff={"before": {"state": before}, "after": {"state": after}})
+
+
+if __name__ == "__main__":
+    main()

@@ -1,6 +1,6 @@
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The tour: a guest under load, its snapshot, a clone of it, and what was measured, on one screen."""
+"""The tour: a guest under load, its snapshot, a clone, and what was measured, on one screen."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ for entry in (HERE, HERE / "guests", HERE / "integration"):
 
 import footprint  # noqa: E402
 from guests import CLONE, MODULE  # noqa: E402
-from guests import entry as inventory_entry
+from guests import entry as inventory_entry  # noqa: E402
 from lab import Guest, disk_state, judge, ram_state  # noqa: E402
 from lab.reach import Reach  # noqa: E402
 from runs import LOCAL, REPO, VENV, Controller, local, play  # noqa: E402

@@ -1,0 +1,120 @@
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Every EXAMPLES block runs as it stands, against a real guest where the examples say it is."""
+
+from __future__ import annotations
+
+import importlib
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from guests import MODULE
+from lab import DiskSpec, Guest
+from runs import REPO, Controller, local, play
+
+WHERE = Path("/run/guests")
+MODULES = sorted(path.stem for path in (REPO / "plugins" / "modules").glob("livesnap*.py"))
+
+
+def examples(kind: str, name: str) -> list[dict[str, Any]]:
+    found = importlib.import_module(f"ansible_collections.livesnap.qemu.plugins.{kind}.{name}")
+    tasks: list[dict[str, Any]] = yaml.safe_load(found.EXAMPLES)
+    return tasks
+
+
+@pytest.fixture(scope="module")
+def web1() -> Iterator[Guest]:
+    """The guest of the examples, at the place that they name."""
+    if WHERE.exists():
+        pytest.skip(f"{WHERE} exists on this machine")
+    with Guest(memory=128, disks=(DiskSpec(64), DiskSpec(64))) as guest:
+        try:
+            (WHERE / "web1").mkdir(parents=True)
+            (WHERE / "web1" / "qmp.sock").symlink_to(guest.qmp_path)
+            (WHERE / "web1" / "agent.sock").symlink_to(str(guest.agent_path))
+            yield guest
+        finally:
+            shutil.rmtree(WHERE)
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One for all examples: later ones use what earlier ones have made."""
+    folder = tmp_path_factory.mktemp("store")
+    folder.chmod(0o711)
+    return folder
+
+
+def with_store(store: Path) -> dict[str, Any]:
+    """The action group takes what all its modules have in common."""
+    return {"module_defaults": {"group/livesnap.qemu.livesnap": {"store": str(store)}}}
+
+
+def run(controller: Controller, store: Path, tasks: list[dict[str, Any]]) -> dict[str, Any]:
+    done = controller.playbook(local(), play(*tasks, **with_store(store))).good()
+    return {line["task"]: line["result"] for line in done.results}
+
+
+def test_livesnap(prepared: Controller, web1: Guest, store: Path) -> None:
+    tasks = examples("modules", "livesnap")
+    # The scratch disk of the example is the second one here.
+    tasks[2][MODULE]["disks"][0]["match"] = "disk1"
+    found = run(prepared, store, tasks[:3])
+    first, pinned, disks = (found[task["name"]]["snapshot"] for task in tasks[:3])
+    assert first["engine"] == "uffd"
+    assert len(first["disks"]) == 2
+    assert pinned["labels"] == ["audit"]
+    assert pinned["pinned"] is True
+    assert pinned["memory"]["compression"] == "zstd"
+    assert disks["memory"] is None
+    assert [disk["node"] for disk in disks["disks"]] == ["disk0"]
+
+
+def test_livesnap_info(prepared: Controller, web1: Guest, store: Path) -> None:
+    found = run(prepared, store, examples("modules", "livesnap_info"))
+    listed, query = found.values()
+    assert [each["name"] for each in listed["snapshots"]] == [
+        "disks-only", "month-end", "before-upgrade",
+    ]  # fmt: skip
+    assert query["query_result"] == [["web1", "month-end"]]
+
+
+def test_livesnap_clone(prepared: Controller, web1: Guest, store: Path) -> None:
+    found = run(prepared, store, examples("modules", "livesnap_clone"))
+    started, gone = found.values()
+    assert started["running"] is True
+    assert started["changed"] is gone["changed"] is True
+    assert gone["pid"] is None
+    assert not Path(started["qmp_socket"]).exists()
+
+
+def test_livesnap_recover(prepared: Controller, web1: Guest, store: Path) -> None:
+    found = run(prepared, store, examples("modules", "livesnap_recover"))
+    assert [each["recovered"] for each in found.values()] == [[], []]
+
+
+def test_livesnap_removes_what_it_took(prepared: Controller, web1: Guest, store: Path) -> None:
+    task = examples("modules", "livesnap")[3]
+    assert run(prepared, store, [task])[task["name"]]["changed"] is True
+    assert not (store / "web1" / "before-upgrade").exists()
+    assert run(prepared, store, [task])[task["name"]]["changed"] is False
+
+
+def test_livesnap_helper(prepared: Controller, store: Path) -> None:
+    found = run(prepared, store, examples("modules", "livesnap_helper"))
+    assert all(each["version"] for each in found.values())
+
+
+def test_slot(prepared: Controller, store: Path) -> None:
+    task = examples("filter", "slot")[0]
+    found = run(prepared, store, [task])[task["name"]]
+    assert found["msg"]["name"].endswith("Z")
+
+
+def test_no_block_is_left_out() -> None:
+    tested = {name.removeprefix("test_") for name in globals() if name.startswith("test_livesnap")}
+    assert set(MODULES) <= tested

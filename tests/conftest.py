@@ -11,20 +11,9 @@ from typing import Callable
 
 import pytest
 
-REPO = Path(__file__).resolve().parent.parent
-COLLECTIONS = REPO / "build" / "collections"
+sys.path.insert(0, str(Path(__file__).resolve().parent))
 
-
-def link_collection() -> None:
-    """A tree with one symbolic link, in which Python and Ansible find the collection."""
-    link = COLLECTIONS / "ansible_collections" / "livesnap" / "qemu"
-    link.parent.mkdir(parents=True, exist_ok=True)
-    if link.is_symlink() and link.resolve() == REPO:
-        return
-    fresh = link.with_name(f"qemu.{os.getpid()}")
-    fresh.symlink_to(REPO)
-    fresh.replace(link)
-
+from layout import COLLECTIONS, REPO, link_collection
 
 link_collection()
 for entry in (str(REPO / "tests" / "guests"), str(REPO), str(COLLECTIONS)):

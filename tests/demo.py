@@ -17,6 +17,7 @@ for entry in (HERE, HERE / "guests", HERE / "integration"):
     sys.path.insert(0, str(entry))
 
 import footprint  # noqa: E402
+import layout  # noqa: E402
 from guests import CLONE, MODULE  # noqa: E402
 from guests import entry as inventory_entry  # noqa: E402
 from lab import Guest, disk_state, judge, ram_state  # noqa: E402
@@ -152,10 +153,8 @@ def clean(controller: Controller, store: Path) -> None:
 
 
 def main() -> int:
-    import conftest
-
-    conftest.link_collection()
-    sys.path.insert(0, str(conftest.COLLECTIONS))
+    layout.link_collection()
+    sys.path.insert(0, str(layout.COLLECTIONS))
     if os.geteuid() != 0:
         say("make demo attaches to a QEMU and installs the helper: run it as root")
         return 1

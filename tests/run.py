@@ -22,8 +22,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
-import conftest
 import footprint
+import layout
 import lint
 
 REPO = Path(__file__).resolve().parent.parent
@@ -99,7 +99,7 @@ def lint_tier() -> list[Result]:
             limit("lint"),
             env={
                 "PATH": f"{lint.BIN}:{os.environ['PATH']}",
-                "ANSIBLE_COLLECTIONS_PATH": str(conftest.COLLECTIONS),
+                "ANSIBLE_COLLECTIONS_PATH": str(layout.COLLECTIONS),
             },
         )
         result = Result(f"lint::{name}", "failed" if code else "passed", time.monotonic() - started)
@@ -108,7 +108,7 @@ def lint_tier() -> list[Result]:
             print(tail(log), flush=True)
         return result
 
-    conftest.link_collection()
+    layout.link_collection()
     checks = lint.commands()
     # The long ones first: two at a time fill two cores.
     order = sorted(checks.items(), key=lambda item: not item[0].startswith("sanity"))

@@ -265,6 +265,9 @@ def end(pid: int, started: int, timeout: float = 10.0) -> None:
             if time.monotonic() > deadline:
                 raise CloneError(f"process {pid} does not end ({timeout:g} s after SIGKILL)")
             time.sleep(0.01)
+        # If it is a child of ours, nobody else buries it.
+        with contextlib.suppress(ChildProcessError):
+            os.waitpid(pid, os.WNOHANG)
     except ProcessLookupError:
         return
     finally:

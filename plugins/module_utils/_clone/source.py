@@ -58,6 +58,7 @@ class Source:
     machine: str
     accel: str
     qemu_version: str
+    qemu_package: str
     firmware: tuple[tuple[str, str], ...]
     blockers: tuple[str, ...]
 
@@ -112,6 +113,7 @@ def from_manifest(folder: Path, fields: dict[str, Any]) -> Source:
         machine=facts["machine"],
         accel=facts["accelerator"],
         qemu_version=facts["qemu_version"],
+        qemu_package=facts["qemu_package"],
         firmware=tuple((each["path"], each["sha256"]) for each in facts["firmware"]),
         blockers=tuple(fields["restore_blockers"]),
     )
@@ -166,6 +168,7 @@ def check(source: Source) -> None:
         raise RefusedError(
             f"{subject} was taken of '{source.exe}', which is not here", "install it", "qemu"
         )
+    _check_kvm(source, subject)
     version = ask(source.exe, "--version").splitlines()[0]
     if parse_version(version)[:2] < parse_version(source.qemu_version)[:2]:
         raise RefusedError(
@@ -173,6 +176,10 @@ def check(source: Source) -> None:
             "install that version or a newer one",
             "qemu_version",
         )
+    if source.qemu_version in version and source.qemu_package in version:
+        # The same build has what it had.
+        _check_firmware(source, subject)
+        return
     names = {line.split()[0] for line in ask(source.exe, "-machine", "help").splitlines() if line}
     if source.machine not in names:
         raise RefusedError(
@@ -181,6 +188,10 @@ def check(source: Source) -> None:
             "machine",
         )
     _check_cpu(source, subject)
+    _check_firmware(source, subject)
+
+
+def _check_firmware(source: Source, subject: str) -> None:
     now = {each.path: each.sha256 for each in firmware_of(path for path, _ in source.firmware)}
     for path, digest in source.firmware:
         if now.get(path) != digest:
@@ -190,13 +201,16 @@ def check(source: Source) -> None:
             )
 
 
-def _check_cpu(source: Source, subject: str) -> None:
+def _check_kvm(source: Source, subject: str) -> None:
     if source.accel == "kvm" and not os.access("/dev/kvm", os.R_OK | os.W_OK):
         raise RefusedError(
             f"{subject} was taken of a guest under KVM, and /dev/kvm cannot be used here",
             "load the kernel's kvm module",
             "kvm",
         )
+
+
+def _check_cpu(source: Source, subject: str) -> None:
     for option in source.command.options():
         if option.name == "cpu" and option.value:
             model = option.value.split(",")[0]

@@ -34,7 +34,7 @@ Work = Callable[[SnapshotSpec, Link], dict[str, Any]]
 
 #: An owner that is stopped (SIGSTOP) for so long beyond its deadline is ended: in the bracket that
 #: is the guard's affair. Seconds.
-_STOPPED_LIMIT = 3.0
+_STOPPED_LIMIT = 1.0
 _SCOPE_LIMIT = 2.0
 
 

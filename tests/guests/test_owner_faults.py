@@ -24,7 +24,7 @@ from ansible_collections.livesnap.qemu.plugins.module_utils._store.listing impor
 from bracket_kit import Place, clean, helper, in_child, kill, living, read, run_dir, wait, well
 from lab import Guest
 
-DEADLINE = 4
+DEADLINE = 3
 #: From here on the snapshot is there, whatever happens.
 PUBLISHED = ("release",)
 QUICK = {"deadline": DEADLINE, "freeze_timeout": 2}

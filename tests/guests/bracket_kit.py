@@ -1,6 +1,6 @@
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""What the tests of the bracket share: a store, requests for a test guest, and what must hold afterwards."""
+"""What the tests of the bracket share: a store, requests for a guest, what must hold after."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ RUN = Path("/run/livesnap")
 
 
 def helper() -> str:
-    """The helper of this checkout; a path in LIVESNAP_TEST_HELPER replaces it (its build with fault points)."""
+    """The helper of this checkout, or the one that LIVESNAP_TEST_HELPER names."""
     return os.environ.get(
         "LIVESNAP_TEST_HELPER", str(REPO / "native" / "build" / "plain" / "livesnap-helper"))
 
@@ -62,7 +62,7 @@ class Place:
 
 
 def well(guest: Guest, limit: float = 5.0) -> None:
-    """The guest runs, is thawed and counts on with its buffer intact; its QEMU has nothing of ours."""
+    """The guest runs, is thawed and counts on with its buffer intact."""
     end = time.monotonic() + limit
     with guest.look() as qmp:
         wait(lambda: qmp.execute("query-status")["running"], limit)

@@ -160,7 +160,10 @@ def listening_qemu(sock: socket.socket, path: str) -> int:
     It is the peer itself, or whoever has the socket open that a manager made and handed down.
     """
     peer = peer_credentials(sock)[0]
-    listeners = {entry.inode for entry in sockets_of(peer or os.getpid(), path) if entry.listens}
+    named = [entry for entry in sockets_of(peer or os.getpid(), path) if entry.listens]
+    # Others have sockets of the same base name: the very path decides where it was recorded.
+    exact = {entry.inode for entry in named if entry.path in (path, os.path.realpath(path))}
+    listeners = exact or {entry.inode for entry in named}
     if peer and is_qemu(peer) and (not listeners or listeners & held_inodes(peer)):
         return peer
     if not listeners:

@@ -176,7 +176,7 @@ def check(source: Source) -> None:
             "install that version or a newer one",
             "qemu_version",
         )
-    if source.qemu_version in version and source.qemu_package in version:
+    if source.qemu_package and f"{source.qemu_version} ({source.qemu_package})" in version:
         # The same build has what it had.
         _check_firmware(source, subject)
         return

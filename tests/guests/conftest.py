@@ -21,11 +21,18 @@ for entry in (Path(__file__).parent, Path(__file__).parents[1]):
 
 import footprint  # noqa: E402
 from lab import Guest  # noqa: E402
+from taking import TestStore  # noqa: E402
 
 
 @pytest.fixture(scope="session", autouse=True)
 def same_machine() -> Iterator[None]:
-    """Processes, mounts, loop devices, namespaces, /run/livesnap, /usr/local are as before."""
+    """Processes, mounts, loop devices, namespaces, /run/livesnap, /usr/local are as before.
+
+    LIVESNAP_SHARED_MACHINE=1 leaves it out: others at work on the machine would be seen as well.
+    """
+    if os.environ.get("LIVESNAP_SHARED_MACHINE"):
+        yield
+        return
     mark = os.environ.setdefault(footprint.MARK, str(uuid.uuid4()))
     before = footprint.take()
     running = footprint.marked_processes(mark)
@@ -65,3 +72,11 @@ def guest() -> Iterator[Guest]:
     """A plain guest for a whole module; its tests leave it running, thawed and with its agent."""
     with Guest() as running:
         yield running
+
+
+@pytest.fixture
+def store() -> Iterator[TestStore]:
+    """An empty store."""
+    made = TestStore()
+    yield made
+    made.remove()

@@ -51,7 +51,7 @@ class Reach:
             answer: dict[str, Any] = json.loads(agent.run("/bin/witness", "--ask", request))
         return answer
 
-    def counts(self, limit: float = 15.0) -> dict[str, Any]:
+    def counts(self, limit: float = 30.0) -> dict[str, Any]:
         """The witness' state once it was seen to count on, intact; LabError if it does not."""
         first = self.ask()
         deadline = time.monotonic() + limit
@@ -65,6 +65,21 @@ class Reach:
             if time.monotonic() > deadline:
                 raise LabError(f"the witness does not count: {state}")
             time.sleep(0.1)
+
+    def wait_boot(self, other_than: str, limit: float = 180.0) -> None:
+        """Returns when the witness of a boot other than that one answers."""
+        deadline = time.monotonic() + limit
+        while True:
+            try:
+                if self.ask()["boot"] != other_than:
+                    return
+            except (AgentError, OSError) as error:
+                last: object = error
+            else:
+                last = "it still runs the boot of before"
+            if time.monotonic() > deadline:
+                raise LabError(f"the guest did not boot again: {last}")
+            time.sleep(0.3)
 
     def devices(self) -> dict[str, str]:
         """I/O on each device: name (a disk's serial, net, vga) -> ok or bad; rtc_drift_s."""

@@ -1,0 +1,112 @@
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Takes snapshots of test guests by the collection's code, and judges them by the laboratory's.
+
+What modules do with their arguments, without Ansible around it: the integration tests have that.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import os
+import shutil
+import subprocess
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from ansible_collections.livesnap.qemu.plugins.module_utils._bracket import (
+    SnapshotSpec,
+    take_snapshot,
+)
+from ansible_collections.livesnap.qemu.plugins.module_utils._clone import clone as cloning
+from lab import Guest, Reach, disk_state, judge, ram_state
+
+REPO = Path(__file__).resolve().parents[2]
+
+
+@functools.cache
+def helper(faults: bool = False) -> str:
+    """livesnap-helper, built if it is not up to date; with faults the build for tests."""
+    subprocess.run(
+        ["make", "-s", "-C", str(REPO / "native"), "faults" if faults else "all"],
+        stdin=subprocess.DEVNULL, check=True, timeout=600)
+    name = "livesnap-helper-faults" if faults else "livesnap-helper"
+    return str(REPO / "native" / "build" / name)
+
+
+class TestStore:
+    """A store of its own, where QEMU's user can reach disk images, removed at the end."""
+
+    __test__ = False
+
+    def __init__(self) -> None:
+        self.path = Path(tempfile.mkdtemp(prefix="livesnap-store-", dir="/tmp"))
+        self.path.chmod(0o711)
+
+    def remove(self) -> None:
+        """Everything in it, whatever its state."""
+        shutil.rmtree(self.path, ignore_errors=True)
+
+    def take(self, guest: Guest, name: str, **options: Any) -> dict[str, Any]:
+        """One snapshot, as module livesnap takes it: its whole result."""
+        params = {
+            "guest": guest.options.name, "name": name, "store": str(self.path),
+            "qmp_socket": str(guest.qmp_path), "_livesnap_helper": helper(),
+            "agent_socket": str(guest.agent_path) if guest.agent_path else None, **options}
+        return take_snapshot(SnapshotSpec.of(params))
+
+    @contextlib.contextmanager
+    def clone(self, guest: Guest, snapshot: str, name: str = "twin",
+              **options: Any) -> Iterator[Reach]:
+        """A running clone; removed at the end, and seen to be gone."""
+        request = cloning.CloneRequest(
+            store=str(self.path), guest=guest.options.name, name=name, snapshot=snapshot,
+            helper=helper(), **options)
+        try:
+            found = cloning.create_clone(request)
+            agent = found["agent_socket"]
+            yield Reach(Path(found["qmp_socket"]), Path(agent) if agent else None, found["pid"])
+        finally:
+            cloning.remove_clone(request)
+        # Ansible's module ends and leaves its clone to init; this process has to do init's work.
+        deadline = time.monotonic() + 10
+        while os.path.exists(f"/proc/{found['pid']}"):
+            with contextlib.suppress(ChildProcessError):
+                os.waitpid(found["pid"], os.WNOHANG)
+            assert time.monotonic() < deadline, "the clone's QEMU is still there"
+            time.sleep(0.05)
+        assert not any(os.path.exists(path) for path in found["overlays"])
+
+
+def folder_of(result: dict[str, Any]) -> Path:
+    """Where the snapshot of a result lies."""
+    return Path(result["snapshot"]["path"])
+
+
+def images_of(result: dict[str, Any]) -> list[Path]:
+    """The disk images of a snapshot, in the guest's order."""
+    folder = folder_of(result)
+    return [folder / disk["file"] for disk in result["snapshot"]["disks"]]
+
+
+def verdict(guest: Guest, result: dict[str, Any], pages: int) -> str:
+    """Empty if RAM and disks of a snapshot are of one instant, otherwise why not."""
+    disks = [disk_state(image) for image in images_of(result)]
+    with tempfile.TemporaryDirectory(prefix="livesnap-raw-", dir="/tmp") as raw:
+        out = Path(raw) / "blocks"
+        subprocess.run(
+            [helper(), "export", "--format", "raw", str(folder_of(result) / "ram.lsnap"), str(out)],
+            stdin=subprocess.DEVNULL, check=True, capture_output=True, timeout=300)
+        return judge(ram_state(out, disks[0].boot), disks, pages)
+
+
+def export(result: dict[str, Any], stream: Path) -> Path:
+    """The snapshot as a migration stream for stock QEMU."""
+    subprocess.run(
+        [helper(), "export", "--format", "qemu", str(folder_of(result)), str(stream)],
+        stdin=subprocess.DEVNULL, check=True, capture_output=True, timeout=300)
+    return stream

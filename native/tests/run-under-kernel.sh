@@ -58,5 +58,5 @@ chmod +x "$root/init"
 
 timeout "$limit" qemu-system-x86_64 -nodefaults -no-user-config -machine pc,accel=tcg -cpu max -smp 2 -m "$memory" \
     -display none -no-reboot -kernel "$kernel" -initrd "$work/initrd" -append "console=ttyS0 quiet panic=-1" -serial stdio </dev/null 2>&1 |
-    tr -d '\r' | tee "$work/log"
+    stdbuf -oL tr -d '\r' | tee "$work/log"
 grep -q '^run-under-kernel: ended 0$' "$work/log"

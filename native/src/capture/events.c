@@ -12,7 +12,8 @@
 void ls_events_send(struct ls_events *ev, json_t *object, bool needed)
 {
     size_t room = needed ? LS_EVENTS_MAX : LS_EVENTS_MAX / 2;
-    size_t n = json_dumpb(object, ev->buf + ev->used, LS_EVENTS_MAX - ev->used, JSON_COMPACT | JSON_REAL_PRECISION(9));
+    size_t n = json_dumpb(object, ev->buf + ev->used, LS_EVENTS_MAX - ev->used,
+                          JSON_COMPACT | JSON_REAL_PRECISION(9));
 
     json_decref(object);
     if (n > 0 && ev->used + n < room && ev->fd >= 0) {

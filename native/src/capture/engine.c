@@ -74,7 +74,7 @@ int ls_engine_new(struct ls_engine **engine, const struct ls_engine_options *o,
     e->pagemap.fd = -1;
     e->kick = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
     e->news = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
-    e->reserve = limit(e->stage->slots / 8, e->fault_threads + 1, 64);
+    e->reserve = limit(e->stage->usable / 8, e->fault_threads + 1, 64);
     atomic_init(&e->mode, LS_MODE_RELEASE);
     if (e->kick < 0 || e->news < 0) {
         ls_fail_errno(err, LS_INTERNAL, "eventfd", "cannot make an eventfd");

@@ -23,6 +23,7 @@
 
 #define RESERVE (256ull << 20) /* memory that `auto` leaves to the host besides the half */
 #define TOUCH_PIECE (32ull << 20)
+#define TOUCH_SECONDS 30 /* the owner waits for this; what is not touched by then is not used */
 
 static long futex(_Atomic uint32_t *word, int op, uint32_t value, const struct timespec *limit)
 {
@@ -110,11 +111,18 @@ static uint8_t *staging_memory(uint64_t bytes, struct ls_error *err)
 
 static int touch(struct ls_stage *s, bool (*stop)(void *), void *arg, struct ls_error *err)
 {
+    time_t began = time(NULL);
+
     for (uint64_t at = 0; at < s->bytes; at += TOUCH_PIECE) {
         uint64_t n = s->bytes - at < TOUCH_PIECE ? s->bytes - at : TOUCH_PIECE;
 
         if (stop && stop(arg))
             return ls_fail(err, LS_ABORTED, "aborted", "aborted while staging was made ready");
+        if (time(NULL) - began > TOUCH_SECONDS && at >= LS_SLOTS_MIN * LS_SLOT_BYTES) {
+            munmap(s->data + at, s->bytes - at);
+            s->bytes = at;
+            break;
+        }
         /* Asks for huge pages whatever shmem_enabled says; a refusal costs only speed. */
         madvise(s->data + at, n, MADV_COLLAPSE);
         for (uint64_t i = 0; i < n; i += 4096)
@@ -177,7 +185,8 @@ struct ls_stage *ls_stage_new(uint64_t bytes, uint64_t pages, bool (*stop)(void 
         ls_stage_free(s);
         return NULL;
     }
-    for (uint32_t i = 0; i < slots; i++)
+    s->usable = (uint32_t)(s->bytes / LS_SLOT_BYTES);
+    for (uint32_t i = 0; i < s->usable; i++)
         ls_stage_give(s, i);
     return s;
 }

@@ -56,9 +56,10 @@ struct ls_stage_block {
 struct ls_stage {
     /* set before the fork, constant */
     uint8_t *data;
-    uint64_t bytes;
-    uint32_t slots;
-    int notify; /* eventfd: the writer has news for the keeper */
+    uint64_t bytes;  /* that are touched and used */
+    uint32_t slots;  /* that were asked for */
+    uint32_t usable; /* that were ready in time */
+    int notify;      /* eventfd: the writer has news for the keeper */
     struct ls_slot *slot;
     uint64_t zero_words; /* room of the zero map */
 
@@ -94,7 +95,8 @@ struct ls_stage {
 
 /*
  * Makes a stage of `bytes` (rounded to slots) whose staging memory is in huge pages where the
- * kernel gives them, and touched: fresh memory is slow. `pages` is the room of the zero map.
+ * kernel gives them, and touched: fresh memory is slow. What cannot be touched in half a minute is
+ * not used. `pages` is the room of the zero map.
  * `stop` is asked now and then, and ends the work with LS_ABORTED.
  */
 struct ls_stage *ls_stage_new(uint64_t bytes, uint64_t pages, bool (*stop)(void *), void *arg,

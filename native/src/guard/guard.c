@@ -271,6 +271,7 @@ static void watch_keeper(struct life *life)
             ls_log(LOG_ERR, "%s", err.message);
         ls_watch_close(&guard->keeper);
         guard->has_keeper = false;
+        guard->outcome.released = true; /* by its end */
         break;
     case LS_WATCH_LIVES:
         break;

@@ -11,6 +11,7 @@ import json
 import os
 import pwd
 import shutil
+import socket
 import subprocess
 import sys
 import time
@@ -41,6 +42,12 @@ SANDBOX = "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=de
 UUID = "6b0a1c6e-1111-4222-8333-444455556666"
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
+
+
+def listens(path: object) -> bool:
+    """Whether a socket takes connections: between its file and that, QEMU has a moment."""
+    with socket.socket(socket.AF_UNIX) as sock:
+        return sock.connect_ex(str(path)) == 0
 
 
 class Made:
@@ -84,7 +91,7 @@ class Made:
         qemu = subprocess.Popen(argv, cwd=self.work, stdin=subprocess.DEVNULL, **as_user)
         try:
             deadline = time.monotonic() + 10
-            while not (self.work / "qmp").exists():
+            while not listens(self.work / "qmp"):
                 assert qemu.poll() is None and time.monotonic() < deadline
                 time.sleep(0.02)
             with Qmp.connect(str(self.work / "qmp")) as qmp:
@@ -365,7 +372,7 @@ def test_plain_commands_as_printed(one: Made, tmp_path: Path) -> None:
     qemu = subprocess.Popen(["sh", "-ec", "exec 3<&-; " + lines[-1].replace("&& ", "&& exec ", 1)])
     try:
         deadline = time.monotonic() + 10
-        while not (folder / "qmp.sock").exists():
+        while not listens(folder / "qmp.sock"):
             assert qemu.poll() is None and time.monotonic() < deadline
             time.sleep(0.02)
         with Qmp.connect(str(folder / "qmp.sock")) as qmp:

@@ -22,6 +22,12 @@ from ansible_collections.livesnap.qemu.plugins.module_utils._errors import (
 )
 
 
+def listens(path: object) -> bool:
+    """Whether a socket takes connections: between its file and that, QEMU has a moment."""
+    with socket.socket(socket.AF_UNIX) as sock:
+        return sock.connect_ex(str(path)) == 0
+
+
 class Bare:
     """A QEMU with nothing in it but a QMP socket and an agent's channel."""
 
@@ -37,7 +43,7 @@ class Bare:
             stdin=subprocess.DEVNULL,
         )
         deadline = time.monotonic() + 10
-        while not (os.path.exists(self.qmp) and os.path.exists(self.agent)):
+        while not (listens(self.qmp) and os.path.exists(self.agent)):
             assert self.process.poll() is None and time.monotonic() < deadline, "QEMU did not start"
             time.sleep(0.02)
 

@@ -177,10 +177,16 @@ def cont(run: Run) -> None:
     if not run.plan.facts.running:
         run.created = rundir.utc()
         return
+    asked = time.time()
     run.qmp.execute("cont", timeout=run.limit.left(5.0))
     run.stopped = False
     resumed = [event for event in run.qmp.events(0.2) if event["event"] == "RESUME"]
     moment: Optional[float] = _moment(resumed[0]) if resumed else None
+    # QEMU's clock is this machine's.
+    if moment is not None and moment < asked:
+        raise LivesnapError(
+            "the instant is void: somebody else resumed the guest just before we did", "try again"
+        )
     run.created = rundir.utc(moment)
     if moment is not None and run.stop_event is not None:
         run.timings["pause_ms"] = round((moment - run.stop_event) * 1000, 3)

@@ -367,7 +367,6 @@ void victim_stop(struct victim *v)
 
     if (atomic_load(&v->state->failed))
         fail_msg("victim: %s", v->state->complaint);
-    atomic_store(&v->state->stop, 1);
     kill(v->pid, SIGKILL);
     assert_int_equal(waitpid(v->pid, &status, 0), v->pid);
     assert_true(WIFSIGNALED(status) && WTERMSIG(status) == SIGKILL);

@@ -16,13 +16,13 @@ import os
 import select
 import signal
 import socket
-import subprocess
 import sys
 import time
 import traceback
 from dataclasses import dataclass
 from typing import Any, Callable, NoReturn, Optional
 
+from ansible_collections.livesnap.qemu.plugins.module_utils import _scope
 from ansible_collections.livesnap.qemu.plugins.module_utils._bracket import entry
 from ansible_collections.livesnap.qemu.plugins.module_utils._bracket.link import Link
 from ansible_collections.livesnap.qemu.plugins.module_utils._bracket.spec import SnapshotSpec
@@ -35,7 +35,6 @@ Work = Callable[[SnapshotSpec, Link], dict[str, Any]]
 #: An owner that is stopped (SIGSTOP) for so long beyond its deadline is ended: in the bracket that
 #: is the guard's affair. Seconds.
 _STOPPED_LIMIT = 1.0
-_SCOPE_LIMIT = 2.0
 
 
 @dataclass
@@ -119,7 +118,7 @@ def _be_owner(spec: SnapshotSpec, sock: socket.socket, work: Work) -> NoReturn:
         for number in (signal.SIGHUP, signal.SIGINT, signal.SIGPIPE):
             signal.signal(number, signal.SIG_IGN)
         link = _OwnerLink(sock)
-        enter_scope(spec.guest)
+        _scope.move(os.getpid(), f"livesnap-{os.getpid()}", f"livesnap snapshot of {spec.guest}")
         link.say({"event": "owner", **rundir.myself()})
         try:
             link.say({"event": "result", "result": work(spec, link)})
@@ -140,43 +139,6 @@ def _close_all_but(keep: int) -> None:
         if fd > 2 and fd != keep:
             with contextlib.suppress(OSError):
                 os.close(fd)
-
-
-def enter_scope(guest: str) -> None:
-    """Leave the cgroup of whoever started us, because its end would be ours: setsid is not enough.
-
-    A transient scope of system.slice, through systemd's D-Bus interface. Where PID 1 is not systemd
-    there is no such danger; where it fails, the snapshot goes on without.
-    """
-    if not os.path.isdir("/run/systemd/system"):
-        return
-    pid = os.getpid()
-    name = f"livesnap-{pid}.scope"
-    command = [
-        *("busctl", "--quiet", "call", "org.freedesktop.systemd1", "/org/freedesktop/systemd1"),
-        *("org.freedesktop.systemd1.Manager", "StartTransientUnit", "ssa(sv)a(sa(sv))"),
-        *(name, "fail", "3"),
-        *("Description", "s", f"livesnap snapshot of {guest}"),
-        *("Slice", "s", "system.slice"),
-        *("PIDs", "au", "1", str(pid)),
-        "0",
-    ]
-    try:
-        subprocess.run(
-            command,
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            timeout=_SCOPE_LIMIT,
-            check=True,
-        )
-    except (OSError, subprocess.SubprocessError):
-        return
-    end = time.monotonic() + _SCOPE_LIMIT
-    while time.monotonic() < end:
-        with open("/proc/self/cgroup", encoding="ascii", errors="replace") as file:
-            if name in file.read():
-                return
-        time.sleep(0.02)
 
 
 def follow(handle: OwnerHandle) -> dict[str, Any]:

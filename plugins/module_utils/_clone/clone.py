@@ -13,6 +13,7 @@ import os
 from dataclasses import dataclass
 from typing import Any, Optional
 
+from ansible_collections.livesnap.qemu.plugins.module_utils import _scope
 from ansible_collections.livesnap.qemu.plugins.module_utils._clone import cmdline, launch
 from ansible_collections.livesnap.qemu.plugins.module_utils._clone.place import RUN_ROOT, Place
 from ansible_collections.livesnap.qemu.plugins.module_utils._clone.plan import (
@@ -242,6 +243,7 @@ def _start(
         taps=findings.taps,
         export=[*export, source.folder, "-"],
     )
+    _scope.move(running.pid, f"livesnap-clone-{running.pid}", f"livesnap clone {plan.name}")
     try:
         agent = plan.path(findings.agent_socket)
         state: dict[str, Any] = {
@@ -266,6 +268,10 @@ def _start(
             launch.wait_loaded(running, qmp, source.image_bytes)
             if source.was_running:
                 launch.wake(running, qmp, agent, source.frozen)
+            if request.network:
+                # Switches learn where it is now.
+                rounds = {"initial": 50, "max": 550, "rounds": 5, "step": 100}
+                qmp.execute("announce-self", rounds)
             runs = bool(qmp.execute("query-status")["running"])
         state.update(stage="complete", warnings=findings.warnings + running.warnings)
         place.write(state)

@@ -1,0 +1,48 @@
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""A scope of its own for a process that has to outlive whoever started it.
+
+The end of a unit kills its whole cgroup: setsid is not enough. So the process moves to a transient
+scope of system.slice, through systemd's D-Bus interface. Where PID 1 is not systemd there is no
+such danger; where moving fails, things go on without.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import time
+
+_LIMIT = 2.0
+
+
+def move(pid: int, name: str, description: str, root: str = "/") -> bool:
+    """Move a process to scope `name`.scope; whether it is there. Two seconds at most, twice.
+
+    `root` is where /run/systemd and /proc are looked for (tests have one of their own).
+    """
+    if not os.path.isdir(os.path.join(root, "run/systemd/system")):
+        return False
+    command = [
+        *("busctl", "--quiet", "call", "org.freedesktop.systemd1", "/org/freedesktop/systemd1"),
+        *("org.freedesktop.systemd1.Manager", "StartTransientUnit", "ssa(sv)a(sa(sv))"),
+        *(f"{name}.scope", "fail", "3"),
+        *("Description", "s", description),
+        *("Slice", "s", "system.slice"),
+        *("PIDs", "au", "1", str(pid)),
+        "0",
+    ]
+    try:
+        subprocess.run(
+            command, stdin=subprocess.DEVNULL, capture_output=True, timeout=_LIMIT, check=True
+        )
+        end = time.monotonic() + _LIMIT
+        while time.monotonic() < end:
+            path = os.path.join(root, f"proc/{pid}/cgroup")
+            with open(path, encoding="utf-8", errors="replace") as file:
+                if f"{name}.scope" in file.read():
+                    return True
+            time.sleep(0.02)
+    except (OSError, subprocess.SubprocessError):
+        pass
+    return False

@@ -189,7 +189,7 @@ int ls_attach_run(pid_t pid, pid_t tid, enum ls_attach_job job, enum ls_attach_h
     int stray;
 
     /* after a death the thread may still be about to make a call, so nothing is to be seen yet */
-    if (job == LS_JOB_ATTACH &&
+    if (job != LS_JOB_TIDY &&
         (result == -2 || (result == -1 && ls_target_strays(pid, &stray, 1) > 0)))
         run_child(pid, tid, LS_JOB_TIDY, how, NULL, &ignored);
     return result == 0 ? 0 : -1;

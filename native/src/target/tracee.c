@@ -191,6 +191,13 @@ static bool in_rseq(const struct ls_tracee *t)
     return descriptor != 0;
 }
 
+/* Whether an attacher that died has left the thread right before a call: what that call opens has
+ * to be there before strays are looked for. */
+static bool about_to_call(const struct ls_tracee *t)
+{
+    return ls_arch_thread_ip(t->thread) == t->code.call;
+}
+
 static int stop_well(struct ls_tracee *t, struct ls_error *err)
 {
     uint64_t give_up = now_us() + CALL_WAIT_US;
@@ -203,7 +210,7 @@ static int stop_well(struct ls_tracee *t, struct ls_error *err)
             return -1;
         if (ls_arch_thread_read(t->tid, &t->thread, &where, err) != 0)
             return -1;
-        if (where == LS_IN_CALL || (now_us() > give_up && !in_rseq(t)))
+        if (where == LS_IN_CALL || (now_us() > give_up && !about_to_call(t) && !in_rseq(t)))
             return 0;
         ls_arch_thread_free(t->thread);
         t->thread = NULL;

@@ -12,6 +12,7 @@ author:
   - The livesnap authors (@livesnap)
 description:
   - Puts C(livesnap-helper) on a hypervisor and asks it what the kernel there can do, or removes every version of it.
+  - It is not removed while a snapshot is being made, or a clone is there.
   - The other modules send it by themselves, as part of their payload. This one reports it as a change, and is what
     role P(livesnap.qemu.host#role) uses.
   - It is taken from the directory that the variable C(livesnap_helper_dir) names on the controller, from
@@ -58,6 +59,7 @@ features:
   sample: {"kernel": "6.1.0", "arch": "x86_64", "pagemap_scan": false}
 """
 
+import contextlib
 import json
 import shutil
 from pathlib import Path
@@ -66,16 +68,39 @@ from typing import Any, NoReturn
 from ansible.module_utils.basic import AnsibleModule
 
 from ..module_utils._options import argument_spec
+from ..module_utils._store import rundir
 
 ROOT = Path("/usr/local/libexec/livesnap")
 
 
+def users() -> list[str]:
+    """Who needs the helper, or the folder of what runs, at this moment."""
+    found = []
+    for run in rundir.all_run_dirs():
+        owner = run.read("owner.json") or {}
+        if rundir.is_process(owner):
+            found.append(
+                f"snapshot '{owner.get('snapshot')}' of guest '{owner.get('guest')}' is being made"
+            )
+    for folder in sorted((rundir.root() / "clone").glob("*/*")):
+        found.append(f"clone '{folder.name}' of guest '{folder.parent.name}' is there")
+    return found
+
+
 def remove(module: AnsibleModule) -> NoReturn:
-    """Every version goes; a capture that runs keeps its own, which the kernel holds open."""
+    """Every version goes, unless something that was made with it is still there."""
     there = ROOT.exists()
+    busy = users()
+    if busy:
+        module.fail_json(
+            msg=f"The helper stays: {'; '.join(busy)}. Wait for snapshots, and remove clones, first"
+        )
     if there and not module.check_mode:
         try:
             shutil.rmtree(ROOT)
+            with contextlib.suppress(OSError):
+                # Debian has no such folder until something is put there.
+                ROOT.parent.rmdir()
         except OSError as error:
             module.fail_json(msg=f"'{ROOT}' could not be removed: {error}")
     module.exit_json(changed=there, helper=None, version=None, features={})

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import signal
 import time
 from pathlib import Path
 from typing import Any, Optional
@@ -132,7 +133,9 @@ def remove_orphans(store: Store, guest: Optional[str]) -> list[str]:
 def undo_run(run: rundir.RunDir, owner: dict[str, Any]) -> list[str]:
     """Everything of a run whose owner is gone; its lock is held. Its run dir goes last."""
     what = _what(owner)
-    said = _await_guard(run, what)
+    steps = [line["step"] for line in run.journal() if "step" in line]
+    # In the sweep the guard undoes nothing: it only watches the keeper.
+    said = _await_guard(run, what, 0.0 if "sweep" in steps else _GUARD_LIMIT)
     pid, started = _key(run.key)
     alive = process.is_alive(pid, started)
     for role, about in (run.read("helper.json") or {}).items():
@@ -140,21 +143,23 @@ def undo_run(run: rundir.RunDir, owner: dict[str, Any]) -> list[str]:
             int(about.get("pid") or 0), int(about.get("start_time") or 0)
         ):
             said.append(f"ended the {role} of {what}")
-    steps = [line["step"] for line in run.journal() if "step" in line]
     if alive and owner.get("qmp_socket"):
         said += _undo_in_qemu(owner, pid, steps, what)
     if alive and owner.get("agent_socket") and "freeze" in steps:
         said += _thaw(owner, what)
+    # Only now that the guest is thawed; and before anybody freezes it again, because a guard that
+    # still tries would thaw that.
+    _end_guard(run)
     said += _remove_folder(owner)
     run.remove()
     return said or [f"removed what {what} had noted in '{run.path}'"]
 
 
-def _await_guard(run: rundir.RunDir, what: str) -> list[str]:
+def _await_guard(run: rundir.RunDir, what: str, limit: float) -> list[str]:
     """Wait for a guard that works, then tell what it had to undo."""
     path = str(run.path / "guard.json")
     guard = (run.read("guard-process.json") or {}).get("pid")
-    end = time.monotonic() + _GUARD_LIMIT
+    end = time.monotonic() + limit
     while isinstance(guard, int) and time.monotonic() < end:
         report = _guard.read_report(path)
         if not _is_guard(guard) or (report is not None and report.get("finished", True)):
@@ -177,6 +182,14 @@ def _await_guard(run: rundir.RunDir, what: str) -> list[str]:
         f" {report.get('at', 'an unknown time')}: "
         + (", ".join(done) if done else "nothing had to be undone")
     ]
+
+
+def _end_guard(run: rundir.RunDir) -> None:
+    """End a guard that still tries, or that somebody has stopped."""
+    guard = (run.read("guard-process.json") or {}).get("pid")
+    if isinstance(guard, int) and guard > 1 and _is_guard(guard):
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(guard, signal.SIGKILL)
 
 
 def _is_guard(pid: int) -> bool:

@@ -173,3 +173,36 @@ def test_module_hangs(step: str, guest: Guest, place: Place) -> None:
         assert run.module_ends() == 0
     well(guest)
     clean(guest)
+
+
+def test_guard_hangs_as_well(guest: Guest, place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The next run does its work, and ends it: awake later, it would thaw what is frozen then."""
+    with struck(guest, place, "protect", "STOP", deadline=9) as run:
+        guard = int(read(run.folder / "guard-process.json")["pid"])
+        kill(guard, signal.SIGSTOP)
+        run.end()
+        monkeypatch.setattr(_recover, "_GUARD_LIMIT", 0.5)
+        result = place.take("two")
+    said = " ".join(result["recovered"])
+    assert "resumed the guest" in said and "thawed the guest" in said, said
+    wait(lambda: _state(guard) == "Z", 5)
+    assert result["snapshot"]["consistency"]["level"] == "filesystem"
+    well(guest)
+    clean(guest)
+
+
+def test_owner_dies_in_a_long_sweep(guest: Guest, place: Place) -> None:
+    """Nobody waits for a guard that only watches the keeper."""
+    slow = {"bandwidth": 5 << 20, "compression": "none"}
+    module = in_child(lambda: place.take("one", **slow))
+    folder = wait(lambda: run_dir(guest), 20)
+    wait(lambda: read(folder / "progress.json").get("phase") == "sweep", 20)
+    kill(int(read(folder / "owner.json")["pid"]))
+    assert os.waitpid(module, 0)[1] != 0
+    begun = time.monotonic()
+    said = _recover.recover(str(place.root), place.name, helper())
+    assert time.monotonic() - begun < 10, said
+    assert any("ended the keeper" in line for line in said), said
+    well(guest)
+    clean(guest)
+    assert place.left() == []

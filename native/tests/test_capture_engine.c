@@ -193,11 +193,34 @@ static void compare(struct run *r)
     }
 }
 
+/* Bytes of a block that are in huge pages. */
+static size_t huge_bytes(struct lab *l, unsigned b)
+{
+    unsigned long start, end, kib;
+    char path[64], line[512];
+    bool inside = false;
+    size_t sum = 0;
+    FILE *f;
+
+    snprintf(path, sizeof path, "/proc/%d/smaps", l->pid);
+    f = fopen(path, "re");
+    while (f && fgets(line, sizeof line, f)) {
+        if (sscanf(line, "%lx-%lx ", &start, &end) == 2)
+            inside = start < (uintptr_t)l->block[b].at + l->block[b].size &&
+                     end > (uintptr_t)l->block[b].at;
+        else if (inside && sscanf(line, "AnonHugePages: %lu kB", &kib) == 1)
+            sum += kib << 10;
+    }
+    fclose(f);
+    return sum;
+}
+
 static void hunt(bool old_pagemap, bool huge, size_t staging, unsigned n)
 {
     struct lab l = {0};
     struct run r;
     uint64_t faults = 0, began = lab_us();
+    size_t huge_before = 0;
 
     lab_add(&l, huge ? 16 << 20 : 12 << 20, false, huge);
     lab_add(&l, 8 << 20, true, false);
@@ -207,6 +230,8 @@ static void hunt(bool old_pagemap, bool huge, size_t staging, unsigned n)
     for (unsigned i = 0; i < n; i++) {
         uint64_t before = atomic_load(&l.words->rounds);
 
+        if (i == 1)
+            huge_before = huge_bytes(&l, 0);
         begin(&r, old_pagemap, 1 + i % 2);
         arm(&r);
         switch (wait_end(&r)) {
@@ -231,6 +256,10 @@ static void hunt(bool old_pagemap, bool huge, size_t staging, unsigned n)
         free(r.count);
         while (atomic_load(&l.words->rounds) == before)
             usleep(100); /* it goes on */
+    }
+    if (huge && n > 1) {
+        print_message("huge pages before and after: %zu %zu\n", huge_before, huge_bytes(&l, 0));
+        assert_true(huge_bytes(&l, 0) >= huge_before / 100 * 95);
     }
     print_message("%u captures in %.2f s, longest write %lu us\n", n,
                   (double)(lab_us() - began) / 1e6, atomic_load(&l.words->longest_us));

@@ -147,6 +147,40 @@ static void release_fault(struct ls_fault_thread *t, uint64_t address)
     ls_engine_tick(e);
 }
 
+static int visit_protected(uint64_t start, uint64_t end, unsigned flags, void *arg)
+{
+    (void)start;
+    (void)end;
+    *(bool *)arg = flags & LS_PM_PROTECTED;
+    return 0;
+}
+
+/*
+ * Somebody else has claimed the page. If it is not saved yet, who copies it wakes its waiters. If
+ * it is, they have been woken, or will be in a moment; to be safe it is looked at. Never less than
+ * the guest's own page is released: even a call that changes nothing splits a huge page.
+ */
+static void release_again(struct ls_engine *e, const struct ls_block *b, uint64_t address,
+                          uint64_t page)
+{
+    bool is_protected = false;
+    uint64_t from = address, to = address + LS_SMALL;
+
+    /* acquire: pairs with the release after the copy */
+    if (!(atomic_load_explicit(&e->saved[page / 64], memory_order_acquire) >> (page % 64) & 1) ||
+        ls_pagemap_scan(&e->pagemap, from, to, visit_protected, &is_protected) || !is_protected)
+        return;
+    if (e->huge[page / LS_CHUNK_PAGES]) {
+        from &= ~(LS_HUGE - 1);
+        to = from + LS_HUGE;
+        if (from < b->host)
+            from = b->host;
+        if (to > b->host + b->length)
+            to = b->host + b->length;
+    }
+    ls_uffd_protect(e->uffd, from, to - from, false, NULL);
+}
+
 static void save_fault(struct ls_fault_thread *t, uint64_t address)
 {
     struct ls_engine *e = t->engine;
@@ -164,10 +198,7 @@ static void save_fault(struct ls_fault_thread *t, uint64_t address)
         ls_mask_set(&want, (unsigned)(page % LS_CHUNK_PAGES));
     if (ls_save_pages(e, &t->stager, chunk, &want, t) != 0)
         return;
-    /* Somebody else has claimed it. If it is saved, its waiters have been woken; once more costs
-     * little and is safe. If not, who copies it wakes them. */
-    if (atomic_load_explicit(&e->saved[page / 64], memory_order_acquire) >> (page % 64) & 1)
-        ls_uffd_protect(e->uffd, address, LS_SMALL, false, NULL);
+    release_again(e, b, address, page);
 }
 
 static void handle(struct ls_fault_thread *t, uint32_t mode, uint64_t address)

@@ -13,6 +13,7 @@
 #include <unistd.h>
 
 #include "common/ksm.h"
+#include "guard/log.h"
 
 #define PROGRESS_S 0.25
 #define ARM_TRIES 3
@@ -209,6 +210,7 @@ static void free_guest(struct ls_keeper *k)
     k->phase = LS_PHASE_RELEASED;
     resume_ksm(k);
     ls_stage_give_order(k->stage, LS_ORDER_FINISH);
+    ls_log(LOG_INFO, "the guest is free, its RAM was protected for %.3f s", k->protected_s);
     ls_events_send(
         &k->out, json_pack("{s:s, s:f}", "event", "released", "protected_s", k->protected_s), true);
 }
@@ -335,6 +337,8 @@ static int read_start(struct ls_keeper *k, struct ls_error *err)
             free(line);
             if (rc == 0 && k->start.kind != LS_REQUEST_START)
                 return ls_fail(err, LS_USAGE, "request", "the first request must be 'start'");
+            if (rc == 0)
+                ls_log_subject(k->start.guest, k->start.id_text);
             return rc;
         }
         if (k->in.end)
@@ -365,11 +369,14 @@ int ls_keeper_run(int in, int out)
 
     if (!k)
         return LS_INTERNAL;
+    ls_log_part("capture");
     k->in.fd = in;
     k->out.fd = out;
     k->progress_fd = k->writer_pidfd = k->target_pidfd = -1;
     if (read_start(k, &err) || ls_keeper_setup(k, &err) || loop(k, &err)) {
         throw_away(k);
+        ls_log(err.cls == LS_ABORTED ? LOG_NOTICE : LOG_ERR, "no snapshot (%s): %s", err.reason,
+               err.message);
         code = (int)err.cls;
         if (err.cls == LS_ABORTED)
             ls_events_send(&k->out,
@@ -380,6 +387,8 @@ int ls_keeper_run(int in, int out)
             ls_events_error(&k->out, &err);
     } else {
         set_state(k, LS_PROGRESS_DONE);
+        ls_log(LOG_INFO, "RAM is stored: %llu bytes in '%s'",
+               (unsigned long long)k->stage->stats.stored_bytes, k->start.image);
         send_done(k);
     }
     ls_events_finish(&k->out, 1000);

@@ -15,6 +15,7 @@
 #include "common/cleanup.h"
 #include "common/fault.h"
 #include "common/ksm.h"
+#include "guard/log.h"
 #include "uffd/uffd.h"
 
 #define GROWTH (64ull << 20) /* blocks such as /rom@ may grow until the guest is stopped */
@@ -210,6 +211,9 @@ static int attach(struct ls_keeper *k, struct ls_error *err)
     }
     if (ls_engine_new(&k->engine, &o, err))
         return -1;
+    ls_log(LOG_INFO, "attached to process %d (%u us), RAM %llu bytes, staging %llu bytes",
+           (int)k->start.pid, got.stood_still_us, (unsigned long long)k->first.ram_bytes,
+           (unsigned long long)k->stage->bytes);
     ls_events_send(
         &k->out,
         json_pack("{s:s, s:i, s:i, s:i, s:i, s:I, s:I, s:i}", "event", "attached", "keeper",

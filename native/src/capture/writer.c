@@ -10,6 +10,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/prctl.h>
+#include <sys/resource.h>
 #include <sys/syscall.h>
 #include <time.h>
 #include <unistd.h>
@@ -341,6 +342,7 @@ int ls_writer_start(struct ls_stage *stage, const struct ls_writer_options *opti
         dup2(null, STDOUT_FILENO);
         dup2(null, STDERR_FILENO);
         prctl(PR_SET_NAME, "livesnap-writer");
+        setpriority(PRIO_PROCESS, 0, 5); /* guests first: compression can wait, vCPUs cannot */
         writer_main(&w);
     }
     close(keeper);

@@ -13,6 +13,12 @@
 
 static char subject_guest[128] = "-";
 static char subject_id[64] = "-";
+static const char *speaker = "guard";
+
+void ls_log_part(const char *part)
+{
+    speaker = part;
+}
 
 void ls_log_subject(const char *guest, const char *id)
 {
@@ -49,7 +55,8 @@ void ls_log(int level, const char *fmt, ...)
     for (char *c = text; *c; c++)
         if (*c == '\n' || *c == '\r')
             *c = ' ';
-    snprintf(line, sizeof line - 1, "guest=%s id=%s guard: %s", subject_guest, subject_id, text);
+    snprintf(line, sizeof line - 1, "guest=%s id=%s %s: %s", subject_guest, subject_id, speaker,
+             text);
     to_journal(level, line);
     size = (int)strlen(line);
     line[size++] = '\n';

@@ -12,6 +12,9 @@
 /* Whose lines these are; the strings are copied. Before that, and with NULL, "-" is written. */
 void ls_log_subject(const char *guest, const char *id);
 
+/* Which part of the program speaks, a literal: "guard" unless said otherwise. */
+void ls_log_part(const char *part);
+
 /* One line; `level` is one of LOG_ERR, LOG_WARNING, LOG_NOTICE, LOG_INFO. */
 void ls_log(int level, const char *fmt, ...) __attribute__((format(printf, 2, 3)));
 

@@ -9,6 +9,7 @@ import shutil
 import signal
 import socket
 import subprocess
+import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -23,8 +24,12 @@ def _run(*argv: str) -> None:
 
 
 @contextlib.contextmanager
-def ordinary_user(home: Path) -> Iterator[None]:
-    """A user with a home, no password, and sudo without one."""
+def ordinary_user() -> Iterator[Path]:
+    """A user with a home, which it gives, no password, and sudo without one."""
+    # Not below a test's own folder, which only root may enter.
+    outer = Path(tempfile.mkdtemp(prefix="livesnap-it-", dir="/tmp"))
+    outer.chmod(0o755)
+    home = outer / "home"
     subprocess.run(["userdel", USER], check=False, capture_output=True)
     _run(
         "useradd", "--home-dir", str(home), "--create-home", "--shell", "/bin/bash", "-p", "*", USER
@@ -32,11 +37,11 @@ def ordinary_user(home: Path) -> Iterator[None]:
     try:
         SUDOERS.write_text(f"{USER} ALL=(ALL) NOPASSWD: ALL\n")
         SUDOERS.chmod(0o440)
-        yield
+        yield home
     finally:
         SUDOERS.unlink(missing_ok=True)
         subprocess.run(["userdel", USER], check=False, capture_output=True)
-        shutil.rmtree(home, ignore_errors=True)
+        shutil.rmtree(outer, ignore_errors=True)
 
 
 @contextlib.contextmanager
@@ -73,13 +78,13 @@ def sshd(folder: Path, home: Path) -> Iterator[dict[str, Any]]:
             "ansible_user": USER,
             "ansible_ssh_private_key_file": str(folder / "key"),
             "ansible_ssh_common_args": "-o StrictHostKeyChecking=no "
-            f"-o UserKnownHostsFile=/dev/null -o ControlPath={folder}/c-%C -o ControlPersist=5s",
+            f"-o UserKnownHostsFile=/dev/null -o ControlPath={home.parent}/%C -o ControlPersist=5s",
         }
     finally:
         server.send_signal(signal.SIGTERM)
         server.wait(timeout=10)
         # Connections that Ansible keeps open end with their master.
-        for master in folder.glob("c-*"):
+        for master in (path for path in home.parent.iterdir() if path.is_socket()):
             subprocess.run(
                 ["ssh", "-o", f"ControlPath={master}", "-O", "exit", "127.0.0.1"],
                 check=False,

@@ -106,9 +106,7 @@ def test_an_option_that_nobody_knows_is_an_error(
 def test_an_ordinary_user_with_sudo_with_and_without_pipelining(
     prepared: Controller, guest: Guest, store: Path, tmp_path: Path
 ) -> None:
-    home = tmp_path / "home"
-    tmp_path.chmod(0o755)
-    with ordinary_user(home), sshd(tmp_path, home) as reached:
+    with ordinary_user() as home, sshd(tmp_path, home) as reached:
         for slot, pipelining in (("20261123T0100Z", False), ("20261123T0200Z", True)):
             inventory = {
                 "hosts": {

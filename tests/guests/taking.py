@@ -11,6 +11,7 @@ import contextlib
 import functools
 import os
 import shutil
+import signal
 import subprocess
 import tempfile
 import time
@@ -23,6 +24,7 @@ from ansible_collections.livesnap.qemu.plugins.module_utils._bracket import (
     take_snapshot,
 )
 from ansible_collections.livesnap.qemu.plugins.module_utils._clone import clone as cloning
+from ansible_collections.livesnap.qemu.plugins.module_utils._clone.plain import plain_restore
 from lab import Guest, Reach, disk_state, judge, ram_state
 
 REPO = Path(__file__).resolve().parents[2]
@@ -60,9 +62,10 @@ class TestStore:
         return take_snapshot(SnapshotSpec.of(params))
 
     @contextlib.contextmanager
-    def clone(self, guest: Guest, snapshot: str, name: str = "twin",
-              **options: Any) -> Iterator[Reach]:
+    def clone(self, guest: Guest, snapshot: str, **options: Any) -> Iterator[Reach]:
         """A running clone; removed at the end, and seen to be gone."""
+        # Clones have one place on a machine: two test runs must not take each other's.
+        name = f"twin{os.getpid()}"
         request = cloning.CloneRequest(
             store=str(self.path), guest=guest.options.name, name=name, snapshot=snapshot,
             helper=helper(), **options)
@@ -80,6 +83,33 @@ class TestStore:
             assert time.monotonic() < deadline, "the clone's QEMU is still there"
             time.sleep(0.05)
         assert not any(os.path.exists(path) for path in found["overlays"])
+
+    @contextlib.contextmanager
+    def restored_by_hand(self, guest: Guest, snapshot: str) -> Iterator[Reach]:
+        """What an operator gets who pastes the printed commands: stock QEMU, then the thaw."""
+        root = Path(tempfile.mkdtemp(prefix="livesnap-hand-", dir="/tmp"))
+        root.chmod(0o755)
+        folder = root / "restored"
+        lines = plain_restore(
+            str(self.path), guest.options.name, snapshot, str(folder), helper())
+        at = next(number for number, line in enumerate(lines) if " -incoming " in line)
+        qemu: subprocess.Popen[bytes] | None = None
+        try:
+            for line in lines[:at]:
+                subprocess.run(["sh", "-c", line], check=True, timeout=300)
+            # In a session of its own: the shell does not hand its signals on to QEMU.
+            qemu = subprocess.Popen(["sh", "-c", lines[at]], start_new_session=True)
+            reach = Reach(folder / "qmp.sock", folder / "agent.sock", qemu.pid)
+            reach.wait_status("running")
+            for line in lines[at + 1:]:
+                subprocess.run(["sh", "-c", line], check=True, timeout=60)
+            yield reach
+        finally:
+            if qemu is not None:
+                with contextlib.suppress(ProcessLookupError):
+                    os.killpg(qemu.pid, signal.SIGKILL)
+                qemu.wait()
+            shutil.rmtree(root)
 
 
 def folder_of(result: dict[str, Any]) -> Path:

@@ -27,8 +27,15 @@ def witness() -> Iterator[Guest]:
 def test_helper_that_protects_too_little(
         witness: Guest, store: TestStore, monkeypatch: pytest.MonkeyPatch, sabotage: str) -> None:
     monkeypatch.setenv("LIVESNAP_SABOTAGE", sabotage)
-    result = store.take(witness, sabotage, freeze="never", _livesnap_helper=helper(faults=True))
-    assert verdict(witness, result, witness.witness()["pages"]) != ""
+    pages = witness.witness()["pages"]
+    # Right by chance if the guest, on a busy machine, did not run in the 20 ms in question.
+    for number in range(6):
+        result = store.take(
+            witness, f"{sabotage}{number}", freeze="never", _livesnap_helper=helper(faults=True))
+        reason = verdict(witness, result, pages)
+        if reason:
+            break
+    assert "hold" in reason
     witness.counts()
 
 

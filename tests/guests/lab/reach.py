@@ -9,6 +9,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+from qemu.qmp import ConnectError
+
 from .agent import AgentClient, AgentError
 from .errors import LabError
 from .qmp import QmpClient
@@ -32,6 +34,21 @@ class Reach:
         if self.agent_path is None:
             raise LabError("this guest has no agent socket")
         return AgentClient(self.agent_path, timeout)
+
+    def wait_status(self, wanted: str, limit: float = 60.0) -> None:
+        """Returns when QEMU is there and query-status says that."""
+        deadline = time.monotonic() + limit
+        while True:
+            try:
+                with self.qmp() as qmp:
+                    status = qmp.status()
+            except (OSError, ConnectError) as error:
+                status = f"no QMP: {error}"
+            if status == wanted:
+                return
+            if time.monotonic() > deadline:
+                raise LabError(f"the guest is not '{wanted}': {status}")
+            time.sleep(0.1)
 
     def wait_agent(self, limit: float = 20.0) -> None:
         """Returns when the agent answers."""

@@ -16,6 +16,11 @@ def _tree(root: str) -> set[str]:
     return {str(path) for path in Path(root).rglob("*")} if Path(root).exists() else set()
 
 
+def _files(root: str) -> set[str]:
+    """All but folders: the empty rooms of a program in /run stay until the machine is rebooted."""
+    return {name for name in _tree(root) if os.path.islink(name) or not os.path.isdir(name)}
+
+
 def _lines(*argv: str) -> set[str]:
     done = subprocess.run(argv, capture_output=True, text=True, check=False)
     return set(done.stdout.splitlines()) if done.returncode == 0 else set()
@@ -58,7 +63,7 @@ def take() -> dict[str, set[str]]:
         "mounts": _mounts(),
         "loop devices": _lines("losetup", "--noheadings", "--output", "NAME,BACK-FILE"),
         "network namespaces": _lines("ip", "netns", "list"),
-        "/run/livesnap": _tree("/run/livesnap"),
+        "/run/livesnap": _files("/run/livesnap"),
         "/usr/local": _tree("/usr/local"),
         "/var/lib/livesnap": _tree("/var/lib/livesnap"),
         "/dev/shm": _tree("/dev/shm"),

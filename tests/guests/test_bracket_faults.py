@@ -77,6 +77,8 @@ class Struck:
         kill(self.owner)
         kill(self.module)
         self.module_ends()
+        # Its sockets close before it is gone.
+        wait(lambda: _state(self.owner) == "Z", 5)
 
 
 def _state(pid: int) -> str:
@@ -197,8 +199,10 @@ def test_owner_dies_in_a_long_sweep(guest: Guest, place: Place) -> None:
     module = in_child(lambda: place.take("one", **slow))
     folder = wait(lambda: run_dir(guest), 20)
     wait(lambda: read(folder / "progress.json").get("phase") == "sweep", 20)
-    kill(int(read(folder / "owner.json")["pid"]))
+    owner = int(read(folder / "owner.json")["pid"])
+    kill(owner)
     assert os.waitpid(module, 0)[1] != 0
+    wait(lambda: _state(owner) == "Z", 5)
     begun = time.monotonic()
     said = _recover.recover(str(place.root), place.name, helper())
     assert time.monotonic() - begun < 10, said

@@ -18,6 +18,8 @@ from ansible_collections.livesnap.qemu.plugins.module_utils._clone.plan import (
     MappedRam,
     Plan,
 )
+from hypothesis import given
+from hypothesis import strategies as st
 
 PLAN = Plan(folder="/run/c", disk_folder="/store/c", name="web1.c", machine="pc-i440fx-7.2")
 
@@ -454,3 +456,19 @@ def test_blockers_are_known_without_a_plan() -> None:
 def test_ids() -> None:
     words = ["q", "-device", "x,id=a", "-device", '{"driver":"y","id":"b"}', "-device", "z"]
     assert cmdline.parse(words, "/").device_ids() == ["a", "b"]
+
+
+NAMES = "drive blockdev chardev device object netdev nic net machine M name serial m hda cdrom"
+NAMES += " pflash fw_cfg smbios audiodev run-with overcommit icount tpmdev unknown bios L fda"
+VALUES = ["", "{", "{}", '{"a":[1]}', '{"driver":3}', '{"node-name":[1]}', "a", "id=", "=", "=,="]
+VALUES += ["if=ide,index=x", "if=scsi,bus=y", "file=", ",,,", "tap,queues=z", "tap,fds=", "-"]
+VALUES += ["driver=qcow2,node-name=a,file=a", "type", "tap,queues=-1", "\udcff", "\u00b2"]
+
+
+@given(st.lists(st.tuples(st.sampled_from(NAMES.split()), st.lists(st.sampled_from(VALUES)))))
+def test_nonsense_is_no_crash(words: list[tuple[str, list[str]]]) -> None:
+    """Blockers are asked for while a snapshot is taken: that must not fail because of them."""
+    argv = [word for name, values in words for word in (f"-{name}", ",".join(values))]
+    command = cmdline.parse(["qemu", *argv], "/vm")
+    command.restore_blockers()
+    command.machine_files()

@@ -166,6 +166,11 @@ class Props:
                 return "off"
         return default
 
+    def number(self, key: str) -> int:
+        """A whole number; 0 for anything else."""
+        text = self.get(key)
+        return int(text) if text.isdecimal() else 0
+
     def is_on(self, key: str, default: bool = False) -> bool:
         """A boolean property."""
         text = self.get(key, "on" if default else "off")

@@ -71,11 +71,11 @@ class DriveNames:
         """Of the next -drive of the command line; call it for each, in their order."""
         kind = props.get("if", self.interface)
         units = _UNITS.get(kind, 0)
-        bus, unit = int(props.get("bus", "0") or 0), -1
-        if props.get("index").isdigit():
+        bus, unit = props.number("bus"), -1
+        if props.get("index").isdecimal():
             index = int(props.get("index"))
             bus, unit = divmod(index, units) if units else (0, index)
-        elif props.get("unit").isdigit():
+        elif props.get("unit").isdecimal():
             unit = int(props.get("unit"))
         else:
             unit = 0

@@ -100,7 +100,7 @@ class Ports:
             )
         keep = [] if option.name == "netdev" else self._card(props)
         if kind in ("tap", "bridge") and props.get("vnet_hdr", "on") != "off":
-            queues = int(props.get("queues", "0") or 0) or len(props.get("fds").split(":"))
+            queues = props.number("queues") or len(props.get("fds").split(":"))
             marker = f"@tap{len(self.findings.taps)}@"
             self.findings.taps.append(TapNeed(name, queues, marker))
             key = "fds" if queues > 1 else "fd"

@@ -18,7 +18,6 @@ from capture_by_hand import Capture, CaptureFailed
 from lab import Guest, disk_state, judge, ram_state
 
 NATIVE = Path(__file__).resolve().parents[2] / "native"
-ROUNDS = int(os.environ.get("ROUNDS", "3"))
 
 
 @pytest.fixture(scope="module")
@@ -66,10 +65,11 @@ def verdict(helper: Path, guest: Guest, folder: Path) -> str:
     return reason
 
 
-def test_rounds(helper: Path, make_guest: Callable[..., Guest], tmp_path: Path) -> None:
+def test_rounds(helper: Path, make_guest: Callable[..., Guest], tmp_path: Path,
+                rounds: Callable[[int, int], int]) -> None:
     """Snapshots in a row are of one instant each, and the guest never stops counting."""
     guest = make_guest(memory=256, vga=True, net=True)
-    for number in range(ROUNDS):
+    for number in range(rounds(3, 20)):
         for attach in ("device", "inject"):
             folder = tmp_path / f"{number}-{attach}"
             folder.mkdir()

@@ -281,11 +281,23 @@ int ls_engine_arm(struct ls_engine *e, uint64_t *written, struct ls_error *err)
 }
 
 #ifdef LS_FAULTS
+/* Whether something is not protected any more since `protect`. */
+static bool released_any(struct ls_engine *e)
+{
+    struct ls_scan_result scan;
+    struct ls_error ignored;
+
+    return ls_scan_all(e, false, &scan, &ignored) == 0 && scan.unprotected > 0;
+}
+
 int ls_engine_arm_late(struct ls_engine *e, struct ls_error *err)
 {
     static const struct timespec late = {.tv_nsec = 20000000};
     struct ls_scan_result scan;
 
+    /* 20 ms after cont, which the first fault shows that is let go. */
+    for (int i = 0; i < 200 && !released_any(e); i++)
+        nanosleep(&late, NULL);
     nanosleep(&late, NULL);
     if (change_mode(e, LS_MODE_PARKED, err))
         return -1;

@@ -13,12 +13,15 @@ from ansible_collections.livesnap.qemu.plugins.module_utils._bracket.link import
 from ansible_collections.livesnap.qemu.plugins.module_utils._bracket.run import Run
 from ansible_collections.livesnap.qemu.plugins.module_utils._errors import (
     AgentError,
+    HelperError,
     LivesnapError,
     QmpError,
 )
 
 #: How often the jobs are asked for, seconds. RAM's progress comes by itself.
 _POLL = 0.25
+#: A keeper or writer that is stopped (SIGSTOP) for so long will not finish. Seconds.
+_STOPPED_LIMIT = 5.0
 #: A freeze that got no answer may come late: how often, and how long, a thaw is tried. Seconds.
 _THAW_EVERY = 2.0
 _THAW_AFTER_END = 10.0
@@ -34,12 +37,18 @@ def sweep(run: Run) -> None:
     counts = (0, 0)
     next_thaw = begun + _THAW_EVERY
     lost_qmp = 0
+    stopped_at = begun
     while not (ram and disks):
         run.check()
         limit.left(1.0)
         if not ram:
             assert run.capture is not None
             ram = run.capture.poll(_POLL)
+            stopped = run.capture.stopped()
+            if not stopped:
+                stopped_at = time.monotonic()
+            elif time.monotonic() - stopped_at > _STOPPED_LIMIT:
+                raise HelperError(f"the helper's {stopped} was stopped by a signal")
             if ram:
                 run.timings["sweep_s"] = round(time.monotonic() - begun, 3)
         else:

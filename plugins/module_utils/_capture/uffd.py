@@ -35,6 +35,7 @@ from ansible_collections.livesnap.qemu.plugins.module_utils._helper import (
     HelperProcess,
     run_once,
 )
+from ansible_collections.livesnap.qemu.plugins.module_utils._store import rundir
 
 NAME = "uffd"
 IMAGE = "ram.lsnap"
@@ -194,6 +195,13 @@ class UffdCapture:
                 return False
             self._other(event)
         return True
+
+    def stopped(self) -> str:
+        """Which of its processes a signal has stopped; '' while both may work."""
+        for name, pid in (("keeper", self.keeper), ("writer", self.writer)):
+            if rundir.state_of(pid) == "T":
+                return name
+        return ""
 
     def finish(self) -> None:
         """After `done`: wait for its end."""

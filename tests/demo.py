@@ -69,13 +69,12 @@ def original_instant(
 
 def restore_lines(helper: str, snapshot: dict[str, Any]) -> list[str]:
     """The commands that bring it back with stock QEMU, made from its manifest alone."""
-    from ansible_collections.livesnap.qemu.plugins.module_utils._clone import manual, source
-    from ansible_collections.livesnap.qemu.plugins.module_utils._store import manifest
+    from ansible_collections.livesnap.qemu.plugins.module_utils._clone.plain import plain_restore
 
-    path = Path(snapshot["path"])
-    return manual.commands(
-        source.from_manifest(path, manifest.read(path)), helper, "/tmp/demo-restored"
-    )
+    store = str(Path(snapshot["path"]).parent.parent)
+    name = snapshot["name"]
+    lines = plain_restore(store, GUEST, name, "/tmp/demo-restored", helper)
+    return [line for text in lines for line in text.splitlines()]
 
 
 def tour(controller: Controller, guest: Guest, store: Path) -> None:

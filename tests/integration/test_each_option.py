@@ -1,0 +1,298 @@
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Each option of the modules, used through Ansible; tests/options.yml names them all."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from guests import CLONE, INFO, MODULE, RECOVER, entry, files, info
+from lab import DiskSpec, Guest
+from runs import Controller, Run, local, play
+
+TYPES: dict[str, Any] = {
+    "str": str, "int": int, "float": (int, float), "bool": bool, "list": list, "dict": dict,
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def guest() -> Iterator[Guest]:
+    """With two disks, so that they can be told apart."""
+    with Guest(memory=128, disks=(DiskSpec(64), DiskSpec(64))) as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One for the module: a test names its snapshots after itself."""
+    folder = tmp_path_factory.mktemp("store")
+    folder.chmod(0o711)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def whole(prepared: Controller, guest: Guest, store: Path) -> dict[str, Any]:
+    """The result of a snapshot that has everything."""
+    return take(
+        prepared, guest, store, "whole", compression="zstd", compression_level=1, engine="uffd",
+        disk_scheme="backup", schedule="hourly", slot="2026-11-23T01:00:00Z", labels=["one"],
+        pinned=False, disks=[{"match": "disk0"}, {"match": "disk1", "scheme": "backup"}],
+    ).good().one()  # fmt: skip
+
+
+def take(
+    controller: Controller, guest: Guest, store: Path, name: str, *more: str, **options: Any
+) -> Run:
+    given = {**entry(guest, "web1"), "guest": "web1", "store": str(store), **options, "name": name}
+    return controller.playbook(local(), play({"name": "Snapshot", MODULE: given}), *more)
+
+
+def undocumented(documented: dict[str, Any], found: dict[str, Any], path: str = "") -> list[str]:
+    """What differs between documentation and result, by name and type."""
+    wrong = [f"{path}{key} is not documented" for key in found if key not in documented]
+    for key, about in documented.items():
+        if key not in found:
+            wrong.append(f"{path}{key} is missing")
+            continue
+        value = found[key]
+        if value is None or about["type"] == "raw":
+            continue
+        if not isinstance(value, TYPES[about["type"]]):
+            wrong.append(f"{path}{key} is {value!r} and not of type {about['type']}")
+        elif "contains" in about and isinstance(value, dict):
+            wrong += undocumented(about["contains"], value, f"{path}{key}.")
+        elif "contains" in about and value:
+            wrong += undocumented(about["contains"], value[0], f"{path}{key}[].")
+    return wrong
+
+
+def returned(module: str) -> dict[str, Any]:
+    found = importlib.import_module(f"ansible_collections.livesnap.qemu.plugins.modules.{module}")
+    documented: dict[str, Any] = yaml.safe_load(found.RETURN)
+    return documented
+
+
+def own(result: dict[str, Any]) -> dict[str, Any]:
+    """Without what Ansible itself puts into every result."""
+    ansibles = {"changed", "diff", "invocation", "warnings", "failed", "ansible_facts"}
+    return {key: value for key, value in result.items() if key not in ansibles and key[0] != "_"}
+
+
+def test_result_is_as_documented(whole: dict[str, Any]) -> None:
+    assert undocumented(returned("livesnap"), own(whole)) == []
+
+
+def test_values_of_the_result(whole: dict[str, Any], guest: Guest, store: Path) -> None:
+    snapshot = whole["snapshot"]
+    manifest = json.loads((Path(snapshot["path"]) / "manifest.json").read_text())
+    for key in ("id", "created", "timings", "disks", "consistency", "restore_blockers"):
+        assert snapshot[key] == manifest[key], key
+    assert (snapshot["guest"], snapshot["name"]) == ("web1", "whole")
+    assert snapshot["uuid"] == guest.uuid
+    assert snapshot["path"] == f"{store}/web1/whole"
+    assert snapshot["complete"] is True
+    assert snapshot["consistency"]["level"] == "filesystem"
+    assert snapshot["engine"] == "uffd"
+    assert [disk["scheme"] for disk in snapshot["disks"]] == ["backup", "backup"]
+    assert (snapshot["schedule"], snapshot["slot"]) == ("hourly", "2026-11-23T01:00:00Z")
+    assert (snapshot["labels"], snapshot["pinned"]) == (["one"], False)
+    memory = snapshot["memory"]
+    assert memory["compression"] == "zstd"
+    assert memory["bytes"] > 128 << 20
+    assert 0 < memory["stored_bytes"] < memory["bytes"] - memory["zero_bytes"]
+    assert whole["actions"] == ["took snapshot 'whole' of guest 'web1'"]
+    assert whole["recovered"] == []
+
+
+def test_labels_and_pin_of_what_is_there(
+    prepared: Controller, guest: Guest, store: Path, whole: dict[str, Any]
+) -> None:
+    before = files(store)
+    change = {"labels": ["two"], "pinned": True}
+    predicted = take(prepared, guest, store, "whole", "--check", **change).good().one()
+    assert files(store) == before
+    done = take(prepared, guest, store, "whole", **change).good().one()
+    for result in (predicted, done):
+        assert result["changed"] is True
+        assert result["diff"]["before"] == {"labels": ["one"], "pinned": False}
+        assert result["diff"]["after"] == change
+    left = take(prepared, guest, store, "whole").good().one()
+    assert left["changed"] is False
+    assert left["snapshot"]["labels"] == ["two"]
+    assert left["snapshot"]["id"] == whole["snapshot"]["id"]
+
+
+def test_without_memory_and_what_cannot_be_had_later(
+    prepared: Controller, guest: Guest, store: Path
+) -> None:
+    disks = [{"match": "disk1", "scheme": "none"}]
+    options: dict[str, Any] = {"memory": False, "freeze": "never", "disks": disks}
+    found = take(prepared, guest, store, "disks", **options).good().one()["snapshot"]
+    assert (found["memory"], found["engine"], found["timings"]["freeze_ms"]) == (None, None, None)
+    assert [disk["node"] for disk in found["disks"]] == ["disk0"]
+    assert not (Path(found["path"]) / "ram.lsnap").exists()
+    for more in ({"memory": True}, {"memory": False, "freeze": "required"}):
+        refused = take(prepared, guest, store, "disks", **more)
+        assert refused.code != 0
+        assert "less than what is asked" in refused.one()["msg"]
+
+
+def test_compression_level_and_none(
+    prepared: Controller, guest: Guest, store: Path, whole: dict[str, Any]
+) -> None:
+    plain = take(prepared, guest, store, "plain", compression="none", freeze="never").good().one()
+    dense = take(
+        prepared, guest, store, "dense", compression="zstd", compression_level=15, freeze="never"
+    ).good().one()  # fmt: skip
+    sizes = [each["snapshot"]["memory"]["stored_bytes"] for each in (plain, whole, dense)]
+    assert sizes[0] > sizes[1] > sizes[2]
+
+
+def test_timeout_and_bandwidth_abort_the_sweep(
+    prepared: Controller, guest: Guest, store: Path
+) -> None:
+    since = time.monotonic()
+    slow = take(
+        prepared, guest, store, "slow", bandwidth="1M", timeout=2, freeze="never", staging="16M"
+    )
+    assert slow.code != 0
+    assert "2 s" in slow.one()["msg"]
+    assert time.monotonic() - since < 90
+    assert not (store / "web1" / "slow").exists()
+    assert not (store / "web1" / "slow.partial").exists()
+    guest.counts()
+
+
+def test_freeze_timeout_bounds_a_hung_agent(
+    prepared: Controller, guest: Guest, store: Path
+) -> None:
+    guest.command("agent hung")
+    try:
+        run = take(prepared, guest, store, "hung", freeze="required", freeze_timeout=1, deadline=4)
+    finally:
+        guest.command("agent run")
+    assert run.code != 0
+    assert "1 s" in run.one()["msg"]
+
+
+def test_a_long_deadline_warns(prepared: Controller, guest: Guest, store: Path) -> None:
+    run = take(prepared, guest, store, "late", "--check", deadline=11).good()
+    assert "deadline 11 s is above 9 s" in run.text
+    assert run.one()["snapshot"]["id"] is None
+
+
+def test_lock_timeout_is_how_long_another_run_is_waited_for(
+    prepared: Controller, guest: Guest, store: Path
+) -> None:
+    start_time = Path(f"/proc/{guest.pid}/stat").read_text().rpartition(")")[2].split()[19]
+    lock = Path("/run/livesnap/lock") / f"{guest.pid}-{start_time}"
+    lock.parent.mkdir(parents=True, exist_ok=True)
+    with subprocess.Popen(["flock", str(lock), "sleep", "60"]) as holder:
+        time.sleep(0.5)
+        run = take(prepared, guest, store, "locked", lock_timeout=1, freeze="never")
+        holder.kill()
+    # The shell's child keeps the lock as long as it lives.
+    subprocess.run(["fuser", "-k", str(lock)], check=False, capture_output=True)
+    assert run.code != 0
+    assert "1 s" in run.one()["msg"]
+    lock.unlink(missing_ok=True)
+
+
+@pytest.mark.parametrize(("option", "value", "word"), [
+    ("staging", "much", "staging 'much'"),
+    ("workers", -1, "workers '-1'"),
+    ("engine", "magic", "magic"),
+    ("disk_scheme", "overlay", "overlay"),
+    ("ksm", "ignore", "ignore"),
+    ("qmp_socket", "/nowhere/qmp.sock", "/nowhere/qmp.sock"),
+    ("agent_socket", "relative", "relative"),
+    ("store", "/nowhere/store", "/nowhere/store"),
+    ("guest", "a/b", "a/b"),
+    ("name", "x.partial", "x.partial"),
+])  # fmt: skip
+def test_values_that_cannot_be_are_quoted(
+    prepared: Controller, guest: Guest, store: Path, option: str, value: Any, word: str
+) -> None:
+    before = files(store)
+    given: dict[str, Any] = {"freeze": "required", option: value}
+    name = given.pop("name", "wrong")
+    run = take(prepared, guest, store, name, **given)
+    assert run.code != 0
+    assert word in run.one()["msg"]
+    assert files(store) == before
+
+
+def test_absent(prepared: Controller, guest: Guest, store: Path) -> None:
+    take(prepared, guest, store, "gone", memory=False, freeze="never").good()
+    task = {"name": "Remove", MODULE: {
+        "guest": "web1", "name": "gone", "store": str(store), "state": "absent"}}  # fmt: skip
+    assert prepared.playbook(local(), play(task), "--check").good().one()["changed"] is True
+    assert (store / "web1" / "gone").exists()
+    assert prepared.playbook(local(), play(task)).good().one()["changed"] is True
+    assert not (store / "web1" / "gone").exists()
+    assert prepared.playbook(local(), play(task)).good().one()["changed"] is False
+
+
+def test_info(prepared: Controller, store: Path, whole: dict[str, Any]) -> None:
+    for options, expected in (({"guest": "web1"}, True), ({"guest": "nobody"}, False), ({}, True)):
+        found = prepared.playbook(local(), play(info(store, **options))).good().one(INFO)
+        assert ("whole" in [each["name"] for each in found["snapshots"]]) is expected
+    snapshot = next(each for each in found["snapshots"] if each["name"] == "whole")
+    documented = returned("livesnap_info")["snapshots"]["contains"]
+    of_snapshot = returned("livesnap")["snapshot"]["contains"]
+    assert undocumented({**of_snapshot, **documented}, snapshot) == []
+    query = {"query": "[?name=='whole'].engine"}
+    asked = prepared.playbook(local(), play(info(store, **query))).good().one(INFO)
+    assert asked["query_result"] == ["uffd"]
+    wrong = prepared.playbook(local(), play(info(store, query="[?")))
+    assert wrong.code != 0
+    assert "'[?'" in wrong.one(INFO)["msg"]
+
+
+def test_clone(prepared: Controller, store: Path, whole: dict[str, Any]) -> None:
+    def task(**options: Any) -> dict[str, Any]:
+        given = {"guest": "web1", "store": str(store), "name": "look", **options}
+        return {"name": "Clone", CLONE: given}
+
+    wanted = {"snapshot": "whole", "lazy": False, "network": False}
+    predicted = prepared.playbook(local(), play(task(**wanted)), "--check").good().one(CLONE)
+    assert (predicted["changed"], predicted["pid"]) == (True, None)
+    try:
+        made = prepared.playbook(local(), play(task(**wanted))).good().one(CLONE)
+        assert undocumented(returned("livesnap_clone"), own(made)) == []
+        assert (made["running"], made["lazy"], len(made["overlays"])) == (True, False, 2)
+        again = prepared.playbook(local(), play(task(**wanted))).good().one(CLONE)
+        assert (again["changed"], again["pid"]) == (False, made["pid"])
+        other = prepared.playbook(local(), play(task(**{**wanted, "network": True})))
+        assert other.code != 0
+        assert "is there already" in other.one(CLONE)["msg"]
+    finally:
+        gone = prepared.playbook(local(), play(task(state="absent"))).good().one(CLONE)
+    assert gone["changed"] is True
+    assert gone["diff"]["after"] == {"state": "absent"}
+    assert not Path(made["qmp_socket"]).parent.exists()
+
+
+def test_recover(prepared: Controller, store: Path, whole: dict[str, Any]) -> None:
+    left = store / "web1" / "torn.partial"
+    left.mkdir(mode=0o711)
+    given = {"store": str(store), "guest": "web1", "state": "recovered"}
+    task = {"name": "Recover", RECOVER: given}
+    predicted = prepared.playbook(local(), play(task), "--check").good().one(RECOVER)
+    assert predicted["changed"] is True
+    assert "torn" in predicted["recovered"][0]
+    assert left.exists()
+    done = prepared.playbook(local(), play(task)).good().one(RECOVER)
+    assert undocumented(returned("livesnap_recover"), own(done)) == []
+    assert done["changed"] is True
+    assert done["actions"] == done["recovered"]
+    assert not left.exists()
+    assert prepared.playbook(local(), play(task)).good().one(RECOVER)["changed"] is False

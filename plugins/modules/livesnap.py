@@ -241,7 +241,11 @@ snapshot:
           description: What speaks for that, and what was tried in vain.
           type: list
           elements: str
-          sample: ["2 file systems frozen"]
+          sample: ["fsfreeze: 2 file systems frozen in 41 ms"]
+        freeze:
+          description: What was asked of the agent and what came of it.
+          type: dict
+          sample: {"asked": "auto", "achieved": true, "reason": null, "filesystems": 2}
     engine:
       description: How RAM was captured. Null without RAM.
       type: str
@@ -258,6 +262,10 @@ snapshot:
           description: How long the guest stood still, in milliseconds.
           type: float
           sample: 12.9
+        preflush_ms:
+          description: Flushing the images from outside before the pause, in milliseconds.
+          type: float
+          sample: 4.0
         disks_ms:
           description: The transaction over all disks, in milliseconds.
           type: float
@@ -278,6 +286,10 @@ snapshot:
           description: Until RAM was stored, in seconds.
           type: float
           sample: 2.31
+        disk_copy_s:
+          description: Until the disks were copied, in seconds. Null without disks.
+          type: float
+          sample: 1.87
         total_s:
           description: All of it, in seconds.
           type: float
@@ -290,6 +302,26 @@ snapshot:
           description: Size of the guest's RAM.
           type: int
           sample: 268435456
+        file:
+          description: The RAM image, below RV(snapshot.path).
+          type: str
+          sample: ram.lsnap
+        file_bytes:
+          description: Size of that file.
+          type: int
+          sample: 61210624
+        checksum:
+          description: Its checksum.
+          type: str
+          sample: 9f86d081884c7d65
+        compression:
+          description: How it is compressed.
+          type: str
+          sample: lz4
+        proof:
+          description: How often the kernel was asked whether all is protected, and how many pieces were proven untouched.
+          type: dict
+          sample: {"scans": 2, "chunks": 128}
         zero_bytes:
           description: How much of it was zero.
           type: int
@@ -312,9 +344,33 @@ snapshot:
       elements: dict
       contains:
         match:
-          description: The entry of O(disks) that chose it. Null without one.
+          description: How O(disks[].match) finds it.
           type: str
           sample: vda
+        device:
+          description: QEMU's id of the drive. Null without one.
+          type: str
+          sample: null
+        qdev:
+          description: Id or path of the guest's device.
+          type: str
+          sample: vda
+        serial:
+          description: Its serial number. Null without one.
+          type: str
+          sample: null
+        format:
+          description: Format of RV(snapshot.disks[].file).
+          type: str
+          sample: qcow2
+        file_bytes:
+          description: Size of that file.
+          type: int
+          sample: 201326592
+        source:
+          description: The running guest's own image, its file and format.
+          type: dict
+          sample: {"file": "/var/lib/guests/web1.qcow2", "format": "qcow2"}
         node:
           description: Name of QEMU's block node.
           type: str
@@ -334,7 +390,7 @@ snapshot:
         file:
           description: Its image, below RV(snapshot.path).
           type: str
-          sample: disks/disk0.qcow2
+          sample: disks/0-vda.qcow2
     restore_blockers:
       description: What would prevent a restore, as far as that is known now.
       type: list

@@ -268,6 +268,7 @@ def test_clone(prepared: Controller, store: Path, whole: dict[str, Any]) -> None
     try:
         made = prepared.playbook(local(), play(task(**wanted))).good().one(CLONE)
         assert undocumented(returned("livesnap_clone"), own(made)) == []
+        assert Path(made["agent_socket"]).is_socket()
         assert (made["running"], made["lazy"], len(made["overlays"])) == (True, False, 2)
         again = prepared.playbook(local(), play(task(**wanted))).good().one(CLONE)
         assert (again["changed"], again["pid"]) == (False, made["pid"])

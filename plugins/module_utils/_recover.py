@@ -19,6 +19,7 @@ from typing import Any, Optional
 
 from ansible_collections.livesnap.qemu.plugins.module_utils import _guard
 from ansible_collections.livesnap.qemu.plugins.module_utils._capture.uffd import kill
+from ansible_collections.livesnap.qemu.plugins.module_utils._clone import standing
 from ansible_collections.livesnap.qemu.plugins.module_utils._connection.qmp import Qmp
 from ansible_collections.livesnap.qemu.plugins.module_utils._disks import leftovers
 from ansible_collections.livesnap.qemu.plugins.module_utils._errors import (
@@ -52,6 +53,8 @@ def plan_recovery(store: str, guest: Optional[str] = None) -> list[str]:
     for name, snapshot in orphans(place, guest):
         if (str(place.root), name, snapshot) not in named:
             said.append(f"would remove unfinished snapshot '{snapshot}' of guest '{name}'")
+    for clone in standing.unfinished(store, guest):
+        said.append(f"would remove unfinished clone '{clone.name}' of guest '{clone.guest}'")
     if _ksm_left():
         said.append("would put KSM back, which was paused by a process that is gone")
     return said
@@ -77,6 +80,8 @@ def recover(store: str, guest: Optional[str] = None, helper: str = "") -> list[s
         except LivesnapError as err:
             failed.append(str(err))
     said += remove_orphans(Store(store), guest)
+    for clone in standing.remove_unfinished(store, guest):
+        said.append(f"removed unfinished clone '{clone.name}' of guest '{clone.guest}'")
     said += put_ksm_back(helper)
     if failed:
         raise LivesnapError(

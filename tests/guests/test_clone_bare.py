@@ -21,6 +21,7 @@ from typing import Any
 
 import pytest
 from ansible_collections.livesnap.qemu.plugins.module_utils._clone import clone as module
+from ansible_collections.livesnap.qemu.plugins.module_utils._clone import standing
 from ansible_collections.livesnap.qemu.plugins.module_utils._clone.clone import (
     CloneRequest,
     create_clone,
@@ -256,6 +257,9 @@ def test_life_of_a_clone(one: Made) -> None:
         qmp.execute("stop")
     argv = list(QemuProcess.of(made["pid"]).argv)
     assert argv[argv.index("-sandbox") + 1] == SANDBOX
+    assert standing.standing_on(request.store, "bare", "one", request.run_root) == ["look"]
+    assert standing.standing_on(request.store, "bare", "two", request.run_root) == []
+    assert standing.unfinished(request.store, "bare", request.run_root) == []
     again = create_clone(request)
     assert not again["changed"] and again["pid"] == made["pid"] and not again["running"]
     assert plan_clone(request)["changed"] is False
@@ -320,10 +324,16 @@ def test_maker_dies(one: Made) -> None:
     while not (request.place.sockets / "qmp.sock").exists():
         assert child.poll() is None and time.monotonic() < deadline
         time.sleep(0.02)
+    assert standing.unfinished(request.store, None, request.run_root) == []
     child.kill()
     child.wait()
     assert qemus_below(request.place.sockets)
+    assert standing.unfinished(request.store, None, request.run_root) == [request.place]
     assert create_clone(one.request())["changed"]
+    remove_clone(one.request())
+    request.place.overlays.mkdir(parents=True)  # as after a reboot: /run is empty
+    assert standing.remove_unfinished(request.store, "bare", request.run_root) == [request.place]
+    assert request.place.left() == []
 
 
 def change(made: Made, **facts: Any) -> None:

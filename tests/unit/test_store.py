@@ -15,7 +15,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from ansible_collections.livesnap.qemu.plugins.module_utils._bracket import publish
+from ansible_collections.livesnap.qemu.plugins.module_utils._bracket import (
+    SnapshotSpec,
+    entry,
+    publish,
+)
 from ansible_collections.livesnap.qemu.plugins.module_utils._errors import (
     LivesnapError,
     RefusedError,
@@ -260,6 +264,22 @@ def test_listing_is_newest_first_and_says_what_is_wrong(store: Store) -> None:
     assert "bad 'pinned'" in broken["problem"]
 
 
+def test_a_snapshot_below_a_running_clone_stays(store: Store) -> None:
+    make(store)
+    folder = rundir.root() / "clone" / "web1" / ".twin"
+    folder.mkdir(parents=True)
+    state = {**rundir.myself(), "store": str(store.root), "guest": "web1", "snapshot": "one"}
+    files.write_json(folder / "state.json", state)
+    params = {"guest": "web1", "name": "one", "store": str(store.root), "state": "absent"}
+    for apply in (False, True):
+        with pytest.raises(RefusedError, match="running clones stand on its images: 'twin'"):
+            entry.remove(SnapshotSpec.of(params), apply)
+    assert store.exists("web1", "one")
+    files.write_json(folder / "state.json", {**state, "start_time": 1})
+    assert entry.remove(SnapshotSpec.of(params), True)["changed"] is True
+    assert not store.exists("web1", "one")
+
+
 def test_in_progress_needs_a_living_owner(store: Store) -> None:
     run = rundir.RunDir("1-2")
     run.make()
@@ -267,9 +287,9 @@ def test_in_progress_needs_a_living_owner(store: Store) -> None:
         **rundir.myself(), "store": str(store.root), "guest": "web1", "snapshot": "one"})
     run.write("progress.json", {"percent": 40.0})
     store.begin("web1", "one")
-    entry = listing.list_snapshots(str(store.root))[0]
-    assert entry["in_progress"]["percent"] == 40.0
-    assert entry["in_progress"]["owner"]["pid"] == os.getpid()
+    found = listing.list_snapshots(str(store.root))[0]
+    assert found["in_progress"]["percent"] == 40.0
+    assert found["in_progress"]["owner"]["pid"] == os.getpid()
     run.write("owner.json", {
         "pid": os.getpid(), "start_time": 1, "store": str(store.root), "guest": "web1",
         "snapshot": "one"})

@@ -15,6 +15,7 @@ from ansible_collections.livesnap.qemu.plugins.module_utils._bracket import pref
 from ansible_collections.livesnap.qemu.plugins.module_utils._bracket.link import Link
 from ansible_collections.livesnap.qemu.plugins.module_utils._bracket.run import Run
 from ansible_collections.livesnap.qemu.plugins.module_utils._bracket.spec import SnapshotSpec
+from ansible_collections.livesnap.qemu.plugins.module_utils._clone.standing import standing_on
 from ansible_collections.livesnap.qemu.plugins.module_utils._connection import _peer
 from ansible_collections.livesnap.qemu.plugins.module_utils._connection.qmp import Qmp
 from ansible_collections.livesnap.qemu.plugins.module_utils._errors import (
@@ -26,6 +27,7 @@ from ansible_collections.livesnap.qemu.plugins.module_utils._errors import (
 from ansible_collections.livesnap.qemu.plugins.module_utils._guest.process import QemuProcess
 from ansible_collections.livesnap.qemu.plugins.module_utils._log import log
 from ansible_collections.livesnap.qemu.plugins.module_utils._store import (
+    files,
     listing,
     manifest,
     rundir,
@@ -234,12 +236,42 @@ def remove(spec: SnapshotSpec, apply: bool) -> dict[str, Any]:
         else _recover.plan_recovery(spec.store, spec.guest)
     )
     before: Optional[dict[str, Any]] = None
+    clones = standing_on(spec.store, spec.guest, spec.name)
+    if clones:
+        raise RefusedError(
+            f"snapshot '{spec.name}' of guest '{spec.guest}' has clones that run on its images:"
+            f" '{', '.join(clones)}'",
+            "remove them first (livesnap_clone, state: absent)",
+            "clones",
+        )
     if store.exists(spec.guest, spec.name):
         before = listing.look(store, spec.guest, spec.name)
+        clones = clones_of(store, spec.guest, spec.name)
+        if clones:
+            raise RefusedError(
+                f"snapshot '{spec.name}' of guest '{spec.guest}' cannot be removed: running clones"
+                f" stand on its images: {', '.join(clones)}",
+                "remove them first (livesnap_clone, state: absent)",
+                "clones",
+            )
         actions.append(f"removed snapshot '{spec.name}' of guest '{spec.guest}'")
         if apply:
             store.remove(spec.guest, spec.name)
     return result(before, actions, recovered, [], (_PRESENT if actions else _ABSENT, _ABSENT))
+
+
+def clones_of(store: Store, guest: str, name: str) -> list[str]:
+    """Names of the running clones whose overlays stand on a snapshot's images."""
+    found = []
+    for path in sorted((rundir.root() / "clone" / guest).glob(".*/state.json")):
+        try:
+            state = files.read_object(path)
+        except StoreError:
+            continue
+        about = (state.get("store"), state.get("guest"), state.get("snapshot"))
+        if about == (str(store.root), guest, name) and rundir.is_process(state):
+            found.append(f"'{path.parent.name[1:]}'")
+    return found
 
 
 def _end(store: Store, spec: SnapshotSpec) -> None:

@@ -29,6 +29,7 @@ from ansible_collections.livesnap.qemu.plugins.module_utils._clone.source import
     guest_name,
     qemu_img,
 )
+from ansible_collections.livesnap.qemu.plugins.module_utils._clone.standing import lock_key
 from ansible_collections.livesnap.qemu.plugins.module_utils._connection.qmp import Qmp
 from ansible_collections.livesnap.qemu.plugins.module_utils._errors import (
     CloneError,
@@ -63,7 +64,7 @@ class CloneRequest:
     def lock(self) -> GuestLock:
         """One of us at a time."""
         about = {"guest": self.guest, "snapshot": self.snapshot, "clone": self.name}
-        return GuestLock.acquire(f"clone-{self.guest}-{self.name}"[:250], about, LOCK_LIMIT)
+        return GuestLock.acquire(lock_key(self.guest, self.name), about, LOCK_LIMIT)
 
 
 def read_source(request: CloneRequest) -> Source:

@@ -91,7 +91,7 @@ class Made:
         as_user = {"user": self.user.pw_uid, "group": self.user.pw_gid, "extra_groups": []}
         qemu = subprocess.Popen(argv, cwd=self.work, stdin=subprocess.DEVNULL, **as_user)
         try:
-            deadline = time.monotonic() + 10
+            deadline = time.monotonic() + 30
             while not listens(self.work / "qmp"):
                 assert qemu.poll() is None and time.monotonic() < deadline
                 time.sleep(0.02)
@@ -320,7 +320,7 @@ def test_maker_dies(one: Made) -> None:
     request = one.request(helper=one.helper("head -c 100000 $STREAM; exec sleep 100"))
     text = code.format(path=sys.path, fields=vars(request), root=str(rundir.root()))
     child = subprocess.Popen([sys.executable, "-c", text])
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + 30
     while not (request.place.sockets / "qmp.sock").exists():
         assert child.poll() is None and time.monotonic() < deadline
         time.sleep(0.02)
@@ -381,7 +381,7 @@ def test_plain_commands_as_printed(one: Made, tmp_path: Path) -> None:
         subprocess.run(["sh", "-ec", line], check=True)
     qemu = subprocess.Popen(["sh", "-ec", "exec 3<&-; " + lines[-1].replace("&& ", "&& exec ", 1)])
     try:
-        deadline = time.monotonic() + 10
+        deadline = time.monotonic() + 30
         while not listens(folder / "qmp.sock"):
             assert qemu.poll() is None and time.monotonic() < deadline
             time.sleep(0.02)

@@ -16,7 +16,7 @@ from ansible_collections.livesnap.qemu.plugins.module_utils._clone.argv import (
     parse_options,
     split_pairs,
 )
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 KEYS = st.text("abcdefghij-._0123456789", min_size=1)
@@ -57,6 +57,7 @@ def test_pairs(text: str, pairs: list[tuple[str, str | None]]) -> None:
     assert split_pairs(join_pairs(pairs, "driver"), "driver") == pairs
 
 
+@settings(deadline=None)
 @given(st.lists(st.tuples(KEYS, VALUES), min_size=1))
 def test_any_pairs_survive(pairs: list[tuple[str, str | None]]) -> None:
     assert split_pairs(join_pairs(pairs)) == pairs

@@ -15,11 +15,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from ansible_collections.livesnap.qemu.plugins.module_utils import _recover
 from ansible_collections.livesnap.qemu.plugins.module_utils._bracket import (
     SnapshotSpec,
     entry,
     publish,
 )
+from ansible_collections.livesnap.qemu.plugins.module_utils._bracket.link import Unlinked
 from ansible_collections.livesnap.qemu.plugins.module_utils._errors import (
     LivesnapError,
     RefusedError,
@@ -278,6 +280,57 @@ def test_a_snapshot_below_a_running_clone_stays(store: Store) -> None:
     files.write_json(folder / "state.json", {**state, "start_time": 1})
     assert entry.remove(SnapshotSpec.of(params), True)["changed"] is True
     assert not store.exists("web1", "one")
+
+
+def test_what_a_reboot_left_is_listed_and_removed(store: Store) -> None:
+    make(store)
+    store.begin("web1", "half")
+    store.begin("web2", "half")
+    assert len(_recover.plan_recovery(str(store.root))) == 2
+    planned = _recover.plan_recovery(str(store.root), "web1")
+    assert planned == ["would remove unfinished snapshot 'half' of guest 'web1'"]
+    assert _recover.recover(str(store.root), "web1") == [
+        "removed unfinished snapshot 'half' of guest 'web1'"]
+    assert store.entries("web1") == (["one"], [])
+    assert store.entries("web2") == ([], ["half"])
+    _recover.recover(str(store.root))
+    assert store.guests() == ["web1"]
+    assert _recover.recover(str(store.root)) == []
+
+
+def test_a_guest_that_is_off_changes_nothing_about_its_snapshots(store: Store) -> None:
+    make(store)
+    store.begin("web1", "half")
+    params = {"guest": "web1", "name": "one", "store": str(store.root),
+              "qmp_socket": str(store.root / "none"), "labels": ["b", "a"]}
+    found = entry.take(SnapshotSpec.of(params), Unlinked())
+    assert found["snapshot"]["labels"] == ["a", "b"]
+    assert found["diff"]["before"] == {"labels": [], "pinned": False}
+    assert found["recovered"] == ["removed unfinished snapshot 'half' of guest 'web1'"]
+    assert entry.take(SnapshotSpec.of(params), Unlinked())["changed"] is False
+    planned = entry.plan_take(SnapshotSpec.of({**params, "pinned": True}))
+    assert planned["changed"] is True
+    assert planned["snapshot"]["pinned"] is True
+    assert status.read(store.snapshot("web1", "one"))["pinned"] is False
+    with pytest.raises(LivesnapError, match="does not exist"):
+        entry.take(SnapshotSpec.of({**params, "name": "two"}), Unlinked())
+
+
+@pytest.mark.parametrize(("asked", "has", "message"), [
+    ({"memory": True}, {"memory": None, "devices": None, "engine": None}, "memory: true"),
+    ({"freeze": "required"}, {"consistency": {"level": "crash", "indications": [], "freeze": {
+        "asked": "auto", "achieved": False, "reason": "no agent", "filesystems": 0}}}, "no agent"),
+])
+def test_less_than_what_is_asked_is_refused(
+    store: Store, asked: dict[str, Any], has: dict[str, Any], message: str
+) -> None:
+    make(store, **has)
+    params = {"guest": "web1", "name": "one", "store": str(store.root),
+              "qmp_socket": str(store.root / "none"), **asked}
+    with pytest.raises(RefusedError, match=message):
+        entry.take(SnapshotSpec.of(params), Unlinked())
+    with pytest.raises(RefusedError, match=message):
+        entry.plan_take(SnapshotSpec.of(params))
 
 
 def test_in_progress_needs_a_living_owner(store: Store) -> None:

@@ -133,7 +133,8 @@ def take(spec: SnapshotSpec, link: Link) -> dict[str, Any]:
     except LivesnapError:
         if store.exists(spec.guest, spec.name):
             # A guest that is switched off changes nothing about what is there.
-            return existing(spec, store, [], True)
+            recovered = _recover.recover(spec.store, spec.guest, spec.helper)
+            return existing(spec, store, recovered, True)
         raise
     about = {"guest": spec.guest, "snapshot": spec.name, "store": str(store.root)}
 

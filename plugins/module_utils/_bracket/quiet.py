@@ -144,6 +144,8 @@ def stop(run: Run) -> None:
     events = run.qmp.events()
     stops = [event for event in events if event["event"] == "STOP"]
     if not stops:
+        # Not our pause, so not ours to end.
+        run.stopped = False
         raise LivesnapError("the guest was paused by somebody else just before the snapshot")
     run.stop_event = _moment(stops[-1])
     refuse_events(events[events.index(stops[-1]) + 1 :])

@@ -15,7 +15,6 @@ from ansible_collections.livesnap.qemu.plugins.module_utils._bracket import pref
 from ansible_collections.livesnap.qemu.plugins.module_utils._bracket.link import Link
 from ansible_collections.livesnap.qemu.plugins.module_utils._bracket.run import Run
 from ansible_collections.livesnap.qemu.plugins.module_utils._bracket.spec import SnapshotSpec
-from ansible_collections.livesnap.qemu.plugins.module_utils._clone.standing import standing_on
 from ansible_collections.livesnap.qemu.plugins.module_utils._connection import _peer
 from ansible_collections.livesnap.qemu.plugins.module_utils._connection.qmp import Qmp
 from ansible_collections.livesnap.qemu.plugins.module_utils._errors import (
@@ -237,14 +236,6 @@ def remove(spec: SnapshotSpec, apply: bool) -> dict[str, Any]:
         else _recover.plan_recovery(spec.store, spec.guest)
     )
     before: Optional[dict[str, Any]] = None
-    clones = standing_on(spec.store, spec.guest, spec.name)
-    if clones:
-        raise RefusedError(
-            f"snapshot '{spec.name}' of guest '{spec.guest}' has clones that run on its images:"
-            f" '{', '.join(clones)}'",
-            "remove them first (livesnap_clone, state: absent)",
-            "clones",
-        )
     if store.exists(spec.guest, spec.name):
         before = listing.look(store, spec.guest, spec.name)
         clones = clones_of(store, spec.guest, spec.name)

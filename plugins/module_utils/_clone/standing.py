@@ -1,6 +1,6 @@
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""All clones of a store: which stand on a snapshot, and which were never finished."""
+"""All clones of a store, and those of them that were never finished."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ from typing import Optional
 
 from ansible_collections.livesnap.qemu.plugins.module_utils._clone.place import RUN_ROOT, Place
 from ansible_collections.livesnap.qemu.plugins.module_utils._errors import TimedOutError
-from ansible_collections.livesnap.qemu.plugins.module_utils._guest import process
 from ansible_collections.livesnap.qemu.plugins.module_utils._store import names
 from ansible_collections.livesnap.qemu.plugins.module_utils._store.layout import Store
 from ansible_collections.livesnap.qemu.plugins.module_utils._store.locks import (
@@ -47,20 +46,6 @@ def _names(folder: Path) -> list[str]:
         return [name for name in os.listdir(folder) if not names.problem(name.lstrip("."))]
     except OSError:
         return []
-
-
-def standing_on(store: str, guest: str, snapshot: str, run_root: str = RUN_ROOT) -> list[str]:
-    """Names of the clones whose QEMU lives and has images of this snapshot open."""
-    found = []
-    for place in all_clones(store, guest, run_root):
-        state = place.state()
-        if (
-            state is not None
-            and state.get("snapshot") == snapshot
-            and process.is_alive(int(state["pid"]), int(state["start_time"]))
-        ):
-            found.append(place.name)
-    return found
 
 
 def unfinished(store: str, guest: Optional[str] = None, run_root: str = RUN_ROOT) -> list[Place]:

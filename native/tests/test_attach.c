@@ -135,9 +135,12 @@ static void stop_is_kept(void **opaque)
         else
             assert_string_equal(err.reason, "stopped");
         waitpid(sender, NULL, 0);
-        usleep(2000);
-        assert_int_equal(ls_proc_status(v.pid, v.pid, &status, &err), 0);
+        for (int wait = 0; wait < 1000 && status.state != 'T'; wait++) {
+            usleep(1000);
+            assert_int_equal(ls_proc_status(v.pid, v.pid, &status, &err), 0);
+        }
         assert_int_equal(status.state, 'T');
+        status.state = 0;
         kill(v.pid, SIGCONT);
         victim_goes_on(&v, 3);
         victim_stop(&v);

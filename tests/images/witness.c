@@ -27,6 +27,7 @@
 #include <string.h>
 #include <sys/mman.h>
 #include <sys/random.h>
+#include <sys/resource.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/un.h>
@@ -319,6 +320,9 @@ int main(int argc, char **argv)
         fprintf(stderr, "usage: witness MIB FILE... | witness --ask [reset]\n");
         return 2;
     }
+    /* It takes all the time that there is: the guest's agent and console come first. */
+    if (setpriority(PRIO_PROCESS, 0, 10))
+        perror("witness: priority");
     state.pages = strtoul(argv[1], NULL, 10) * (1048576 / PAGE);
     state.disks = (size_t)argc - 2;
     for (size_t i = 0; i < state.disks; i++)

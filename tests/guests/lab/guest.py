@@ -199,7 +199,7 @@ class Guest(Reach):
         """All its states from that byte of the log on, oldest first."""
         return console.states(self.serial_text(since))
 
-    def command(self, line: str, limit: float = 20.0) -> None:
+    def command(self, line: str, limit: float = 60.0) -> None:
         """Tells the guest's init on its console: "agent run|none|hung", "hook ok|fail"."""
         since = self._log_size()
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:

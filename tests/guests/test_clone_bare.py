@@ -173,8 +173,11 @@ class Made:
 
     def helper(self, script: str = 'exec cat "$STREAM"') -> str:
         path = self.root / "helper"
-        path.write_text(f"#!/bin/sh\nSTREAM={self.root}/stream\n{script}\n")
-        path.chmod(0o755)
+        # Replaced, not rewritten: an earlier one may still run.
+        fresh = path.with_suffix(".new")
+        fresh.write_text(f"#!/bin/sh\nSTREAM={self.root}/stream\n{script}\n")
+        fresh.chmod(0o755)
+        fresh.replace(path)
         return str(path)
 
     def request(self, name: str = "look", **given: Any) -> CloneRequest:
@@ -319,9 +322,14 @@ def test_maker_dies(one: Made) -> None:
     text = code.format(path=sys.path, fields=vars(request), root=str(rundir.root()))
     child = subprocess.Popen([sys.executable, "-c", text])
     deadline = time.monotonic() + 30
-    while not (request.place.sockets / "qmp.sock").exists():
-        assert child.poll() is None and time.monotonic() < deadline
-        time.sleep(0.02)
+    try:
+        while not (request.place.sockets / "qmp.sock").exists():
+            assert child.poll() is None and time.monotonic() < deadline
+            time.sleep(0.02)
+    except BaseException:
+        child.kill()
+        child.wait()
+        raise
     assert standing.unfinished(request.store, None, request.run_root) == []
     child.kill()
     child.wait()

@@ -116,3 +116,16 @@ def test_fault_point(
     clean(place.guest)
     assert place.take("one")["snapshot"]["complete"]
     well(place.guest)
+
+
+def test_the_qmp_socket_is_free_during_the_sweep(place: Place) -> None:
+    """Another client is served while RAM is stored, and does no harm."""
+    module, folder = sweeping(place, bandwidth=20 << 20)
+    time.sleep(1.0)
+    with place.guest.qmp() as qmp:
+        assert qmp.execute("query-status")["running"] is True
+        assert qmp.execute("query-jobs") == []
+        assert folder.exists(), "the sweep was over too early for this test"
+    assert os.waitpid(module, 0)[1] == 0
+    assert place.left() == ["one"]
+    clean(place.guest)

@@ -143,8 +143,6 @@ def _sweep(run: Run) -> None:
     sweep.sweep(run)
     if run.capture is not None:
         run.capture.finish()
-    if run.backup is not None:
-        run.disk_entries = run.backup.finish(run.qmp)
     sweep.last_thaw(run)
 
 

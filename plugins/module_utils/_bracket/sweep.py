@@ -9,13 +9,12 @@ import time
 from typing import Any
 
 from ansible_collections.livesnap.qemu.plugins.module_utils._bracket import quiet
+from ansible_collections.livesnap.qemu.plugins.module_utils._bracket.copies import Copies
 from ansible_collections.livesnap.qemu.plugins.module_utils._bracket.link import Limit
 from ansible_collections.livesnap.qemu.plugins.module_utils._bracket.run import Run
 from ansible_collections.livesnap.qemu.plugins.module_utils._errors import (
     AgentError,
     HelperError,
-    LivesnapError,
-    QmpError,
 )
 
 #: How often the jobs are asked for, seconds. RAM's progress comes by itself.
@@ -33,12 +32,10 @@ def sweep(run: Run) -> None:
     begun = time.monotonic()
     limit = Limit(spec.timeout or None, f"the sweep of guest '{spec.guest}'")
     ram = run.capture is None
-    disks = run.backup is None
-    counts = (0, 0)
+    copies = Copies(run)
     next_thaw = begun + _THAW_EVERY
-    lost_qmp = 0
     stopped_at = begun
-    while not (ram and disks):
+    while not (ram and copies.done):
         run.check()
         limit.left(1.0)
         if not ram:
@@ -53,54 +50,13 @@ def sweep(run: Run) -> None:
                 run.timings["sweep_s"] = round(time.monotonic() - begun, 3)
         else:
             time.sleep(_POLL)
-        try:
-            if not disks:
-                assert run.backup is not None
-                disks, done, total = run.backup.poll(run.qmp)
-                counts = (done, total)
-                if disks:
-                    run.timings["disk_copy_s"] = round(time.monotonic() - begun, 3)
-            _watch(run)
-            lost_qmp = 0
-        except QmpError:
-            lost_qmp += 1
-            if not run.process.alive():
-                raise LivesnapError(
-                    f"guest '{spec.guest}' ended before its disks were copied"
-                ) from None
-            if lost_qmp > 5:
-                raise
-            with contextlib.suppress(LivesnapError):
-                run.reconnect(5.0)
+        copies.look()
         if run.frozen and time.monotonic() >= next_thaw:
             next_thaw = time.monotonic() + _THAW_EVERY
             with contextlib.suppress(AgentError):
                 quiet.thaw_once(run, 0.5)
             quiet.drop_agent(run)
-        _tell(run, *counts)
-
-
-def _watch(run: Run) -> None:
-    """Look at what QEMU says meanwhile.
-
-    A copy-before-write that fails fails the guest's own write, and QEMU stops the guest (werror):
-    the copies are ended, and the guest goes on with a write that is tried again.
-    """
-    for event in run.qmp.events():
-        if event["event"] != "BLOCK_IO_ERROR" or event.get("data", {}).get("action") != "stop":
-            continue
-        if run.backup is None:
-            continue
-        problem = run.backup.abort(run.qmp)
-        status = run.qmp.execute("query-status")
-        if not problem and run.plan.facts.running and status["status"] == "io-error":
-            run.qmp.execute("cont")
-        reason = event["data"].get("reason", "unknown")
-        raise LivesnapError(
-            f"a disk of guest '{run.spec.guest}' failed while it was copied ({reason}); the copy"
-            " was ended, and the guest was resumed",
-            "is there room in the store?",
-        )
+        _tell(run, *copies.counts)
 
 
 def _tell(run: Run, disk_done: int, disk_total: int) -> None:

@@ -107,7 +107,8 @@ class Guard:
         except OSError as exc:
             raise HelperError(f"cannot start the guard '{self._helper}': {exc}") from exc
         for stream in (self._process.stdin, self._process.stdout):
-            assert stream is not None
+            if stream is None:
+                raise AssertionError
             os.set_blocking(stream.fileno(), False)
         try:
             self._ask(self._config.request(), "ready", timeout)
@@ -184,7 +185,8 @@ class Guard:
                 raise self._ended() from exc
 
     def _receive(self, until: float) -> dict[str, Any]:
-        assert self._process is not None and self._process.stdout is not None
+        if self._process is None or self._process.stdout is None:
+            raise AssertionError
         fd = self._process.stdout.fileno()
         while b"\n" not in self._input:
             left = until - time.monotonic()
@@ -224,7 +226,8 @@ class Guard:
         return HelperError(f"the guard ended with code {code}", reason="guard")
 
     def _wait(self, timeout: float) -> int:
-        assert self._process is not None
+        if self._process is None:
+            raise AssertionError
         for stream in (self._process.stdin, self._process.stdout):
             if stream is not None and not stream.closed:
                 try:
@@ -238,7 +241,8 @@ class Guard:
             return self._process.wait(timeout)
 
     def _kill(self) -> None:
-        assert self._process is not None
+        if self._process is None:
+            raise AssertionError
         self._process.kill()
         try:
             self._process.wait(ANSWER_TIMEOUT)

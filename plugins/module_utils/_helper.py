@@ -123,7 +123,8 @@ class HelperProcess:
                 )
         except OSError as err:
             raise HelperError(f"'{path}' cannot be run: {err.strerror}") from None
-        assert self._process.stdin is not None and self._process.stdout is not None
+        if self._process.stdin is None or self._process.stdout is None:
+            raise AssertionError
         self._stdin: Optional[int] = self._process.stdin.fileno()
         self._stdout = self._process.stdout.fileno()
         for fd in (self._process.stdin.fileno(), self._stdout):

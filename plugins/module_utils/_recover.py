@@ -293,5 +293,3 @@ def _what(owner: dict[str, Any]) -> str:
 
 def _about(owner: dict[str, Any]) -> dict[str, Any]:
     return {"guest": owner.get("guest"), "snapshot": f"recovery of {owner.get('snapshot')}"}
-
-

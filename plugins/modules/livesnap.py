@@ -432,7 +432,7 @@ from typing import NoReturn
 from ansible.module_utils.basic import AnsibleModule
 
 from ..module_utils import _deps
-from ..module_utils._bracket import (
+from ..module_utils._bracket.api import (
     SnapshotSpec,
     plan_removal,
     plan_snapshot,

@@ -13,7 +13,7 @@ import time
 from pathlib import Path
 from typing import Any, Callable
 
-from ansible_collections.livesnap.qemu.plugins.module_utils._bracket import (
+from ansible_collections.livesnap.qemu.plugins.module_utils._bracket.api import (
     SnapshotSpec,
     take_snapshot,
 )

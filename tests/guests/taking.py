@@ -19,7 +19,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from ansible_collections.livesnap.qemu.plugins.module_utils._bracket import (
+from ansible_collections.livesnap.qemu.plugins.module_utils._bracket.api import (
     SnapshotSpec,
     take_snapshot,
 )
@@ -92,7 +92,7 @@ class TestStore:
         folder = root / "restored"
         lines = plain_restore(
             str(self.path), guest.options.name, snapshot, str(folder), helper())
-        at = next(number for number, line in enumerate(lines) if " -incoming " in line)
+        at = [" -incoming " in line for line in lines].index(True)
         qemu: subprocess.Popen[bytes] | None = None
         try:
             for line in lines[:at]:

@@ -16,7 +16,9 @@ from pathlib import Path
 from typing import Any, Callable
 
 import pytest
-from ansible_collections.livesnap.qemu.plugins.module_utils._bracket import plan_snapshot
+from ansible_collections.livesnap.qemu.plugins.module_utils._bracket.api import (
+    plan_snapshot,
+)
 from ansible_collections.livesnap.qemu.plugins.module_utils._errors import LivesnapError
 from ansible_collections.livesnap.qemu.plugins.module_utils._store.listing import list_snapshots
 from bracket_kit import Place, clean, helper, in_child, read, run_dir, wait, well
@@ -235,9 +237,9 @@ def test_image_flipped_or_cut(place: Place, rounds: Callable[[int, int], int]) -
     generator = random.Random(2)
     count = rounds(12, 300)
     # Header, index and footer are small and matter most: some of the positions fall there.
-    positions = [generator.randrange(size) for _ in range(count)]
-    positions += [generator.randrange(min(4096, size)) for _ in range(count // 3)]
-    positions += [size - 1 - generator.randrange(min(4096, size)) for _ in range(count // 3)]
+    positions = [generator.randrange(size) for _unused in range(count)]
+    positions += [generator.randrange(min(4096, size)) for _unused in range(count // 3)]
+    positions += [size - 1 - generator.randrange(min(4096, size)) for _unused in range(count // 3)]
     with open(image, "r+b") as file:
         for position in positions:
             sound = os.pread(file.fileno(), 1, position)

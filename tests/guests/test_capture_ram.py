@@ -39,7 +39,7 @@ def snapshot(helper: Path, guest: Guest, folder: Path, **options: Any) -> dict[s
                 shutil.copy(path, folder / path.name)
             protected = capture.protect()
             assert protected["pages"] > 0
-            for _ in range(3):
+            for _unused in range(3):
                 qmp.execute("xen-save-devices-state",
                             {"filename": str(folder / "devices"), "live": False})
                 armed = capture.arm()
@@ -126,7 +126,7 @@ def test_abort_and_death(helper: Path, make_guest: Callable[..., Guest], tmp_pat
             capture.process.stdin.close()
             assert capture.wait() == 3
         assert guest.counts()["intact"]
-        for _ in range(100):
+        for _unused in range(100):
             if not image.exists():
                 break
             guest.witness()

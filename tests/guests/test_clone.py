@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from ansible_collections.livesnap.qemu.plugins.module_utils._bracket import (
+from ansible_collections.livesnap.qemu.plugins.module_utils._bracket.api import (
     SnapshotSpec,
     take_snapshot,
 )

@@ -67,7 +67,7 @@ def test_running_file_system_is_not_clean(guest: Guest) -> None:
 
 
 def test_pause_takes_ram_and_disk_of_one_instant(guest: Guest, tmp_path: Path) -> None:
-    for _ in range(3):
+    for _unused in range(3):
         with guest.look() as qmp:
             qmp.execute("stop")
             try:

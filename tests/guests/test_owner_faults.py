@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 from ansible_collections.livesnap.qemu.plugins.module_utils import _recover
-from ansible_collections.livesnap.qemu.plugins.module_utils._bracket import (
+from ansible_collections.livesnap.qemu.plugins.module_utils._bracket.api import (
     plan_removal,
     remove_snapshot,
     take_snapshot,

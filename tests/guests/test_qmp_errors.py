@@ -151,7 +151,7 @@ def test_held_by_another(bare: Bare) -> None:
     with Qmp.connect(bare.qmp):
         assert refusal(bare.qmp).kind == "busy"
         # So many that the backlog is full as well.
-        waiting = [socket.socket(socket.AF_UNIX) for _ in range(8)]
+        waiting = [socket.socket(socket.AF_UNIX) for _unused in range(8)]
         for sock in waiting:
             sock.setblocking(False)
             try:

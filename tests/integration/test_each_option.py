@@ -49,9 +49,10 @@ def whole(prepared: Controller, guest: Guest, store: Path) -> dict[str, Any]:
 
 
 def take(
-    controller: Controller, guest: Guest, store: Path, name: str, *more: str, **options: Any
+    controller: Controller, guest: Guest, where: Path, name: str, *more: str, **options: Any
 ) -> Run:
-    given = {**entry(guest, "web1"), "guest": "web1", "store": str(store), **options, "name": name}
+    given = {**entry(guest, "web1"), "guest": "web1", "store": str(where), "name": name}
+    given.update(options.pop("instead", {}), **options)
     return controller.playbook(local(), play({"name": "Snapshot", MODULE: given}), *more)
 
 
@@ -222,9 +223,7 @@ def test_values_that_cannot_be_are_quoted(
     prepared: Controller, guest: Guest, store: Path, option: str, value: Any, word: str
 ) -> None:
     before = files(store)
-    given: dict[str, Any] = {"freeze": "required", option: value}
-    name = given.pop("name", "wrong")
-    run = take(prepared, guest, store, name, **given)
+    run = take(prepared, guest, store, "wrong", freeze="required", instead={option: value})
     assert run.code != 0
     assert word in run.one()["msg"]
     assert files(store) == before

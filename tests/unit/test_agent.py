@@ -42,7 +42,7 @@ class FakeAgent:
     def serve(self) -> None:
         while True:
             try:
-                client, _ = self.listener.accept()
+                client, _unused = self.listener.accept()
             except OSError:
                 return
             with client:

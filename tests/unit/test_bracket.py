@@ -16,10 +16,12 @@ from typing import Any
 import pytest
 from ansible_collections.livesnap.qemu.plugins.module_utils import _helper, _options, _owner
 from ansible_collections.livesnap.qemu.plugins.module_utils._bracket import (
-    SnapshotSpec,
     faults,
     quiet,
     steps,
+)
+from ansible_collections.livesnap.qemu.plugins.module_utils._bracket.api import (
+    SnapshotSpec,
 )
 from ansible_collections.livesnap.qemu.plugins.module_utils._bracket.link import (
     Aborted,

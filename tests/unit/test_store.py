@@ -17,9 +17,11 @@ from typing import Any
 import pytest
 from ansible_collections.livesnap.qemu.plugins.module_utils import _recover
 from ansible_collections.livesnap.qemu.plugins.module_utils._bracket import (
-    SnapshotSpec,
     entry,
     publish,
+)
+from ansible_collections.livesnap.qemu.plugins.module_utils._bracket.api import (
+    SnapshotSpec,
 )
 from ansible_collections.livesnap.qemu.plugins.module_utils._bracket.link import Unlinked
 from ansible_collections.livesnap.qemu.plugins.module_utils._errors import (

@@ -8,10 +8,14 @@ from dataclasses import dataclass, field
 from typing import Any, Optional
 
 from ansible_collections.livesnap.qemu.plugins.module_utils._bracket.spec import SnapshotSpec
-from ansible_collections.livesnap.qemu.plugins.module_utils._capture import ENGINES
+from ansible_collections.livesnap.qemu.plugins.module_utils._capture.table import (
+    ENGINES,
+)
 from ansible_collections.livesnap.qemu.plugins.module_utils._connection.qmp import Qmp
-from ansible_collections.livesnap.qemu.plugins.module_utils._disks import SCHEMES
 from ansible_collections.livesnap.qemu.plugins.module_utils._disks.select import Selection, select
+from ansible_collections.livesnap.qemu.plugins.module_utils._disks.table import (
+    SCHEMES,
+)
 from ansible_collections.livesnap.qemu.plugins.module_utils._errors import (
     AgentError,
     RefusedError,

@@ -42,7 +42,8 @@ def freeze(run: Run) -> None:
     if not run.plan.freeze:
         run.freeze_reason = run.plan.freeze_reason
         return
-    assert run.spec.agent_socket is not None
+    if run.spec.agent_socket is None:
+        raise AssertionError
     limit = run.limit.left(float(run.spec.freeze_timeout))
     begun = time.monotonic()
     run.frozen_at = begun
@@ -69,7 +70,8 @@ def thaw_once(run: Run, timeout: float) -> None:
     """One try; run.frozen tells the outcome."""
     if not run.frozen:
         return
-    assert run.spec.agent_socket is not None
+    if run.spec.agent_socket is None:
+        raise AssertionError
     end = time.monotonic() + timeout
     try:
         if run.agent is None:
@@ -77,7 +79,8 @@ def thaw_once(run: Run, timeout: float) -> None:
         run.agent.thaw(max(0.05, end - time.monotonic()))
     except AgentCommandError:
         # It answers, so its own word counts: an error for want of anything frozen is no problem.
-        assert run.agent is not None
+        if run.agent is None:
+            raise AssertionError from None
         if run.agent.status(max(0.05, end - time.monotonic())) != "thawed":
             raise
     except AgentError:

@@ -195,7 +195,8 @@ def execute(run: Run) -> dict[str, Any]:
             if isinstance(err, LivesnapError):
                 explain(run, err, begun[-1].name if begun else "start")
             raise
-    assert run.snapshot is not None
+    if run.snapshot is None:
+        raise AssertionError
     return run.snapshot
 
 

@@ -39,7 +39,8 @@ def sweep(run: Run) -> None:
         run.check()
         limit.left(1.0)
         if not ram:
-            assert run.capture is not None
+            if run.capture is None:
+                raise AssertionError
             ram = run.capture.poll(_POLL)
             stopped = run.capture.stopped()
             if not stopped:

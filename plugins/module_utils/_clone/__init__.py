@@ -1,5 +1,0 @@
-# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
-# SPDX-License-Identifier: GPL-3.0-or-later
-"""A second QEMU made from a snapshot."""
-
-from __future__ import annotations

@@ -181,7 +181,7 @@ class Props:
         if self.json is not None:
             self.json[key] = value
             return
-        for index, (name, _) in enumerate(self.pairs):
+        for index, (name, _unused) in enumerate(self.pairs):
             if name == key:
                 self.pairs[index] = (key, value)
                 self.pairs[index + 1 :] = [

@@ -91,7 +91,8 @@ def additions(plan: Plan, options: list[Option]) -> list[Option]:
 
 
 def _mapped(plan: Plan, extra: str = "") -> str:
-    assert plan.ram is not None
+    if plan.ram is None:
+        raise AssertionError
     path = plan.ram.image.replace(",", ",,")
     return (
         f"memory-backend-file,id={plan.ram.block},size={plan.ram.bytes},mem-path={path},share=off"

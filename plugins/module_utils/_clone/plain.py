@@ -56,7 +56,7 @@ def commands(source: Source, folder: str, helper: str) -> list[str]:
         machine=source.machine,
         disks=tuple(
             DiskImage(disk.device, disk.node, disk.qdev, disk.source, overlay)
-            for disk, (_, overlay) in zip(source.disks, disks)
+            for disk, (_unused, overlay) in zip(source.disks, disks)
         ),
         incoming=f"fd:{_FD}",
         # The saved state says 'running', so it runs by itself.
@@ -86,7 +86,7 @@ def commands(source: Source, folder: str, helper: str) -> list[str]:
             "excluded_disks",
         )
     if owner:
-        overlays = [overlay for _, overlay in disks]
+        overlays = [overlay for _unused, overlay in disks]
         lines.append(["chown", source.user, *overlays])
     found = [shlex.join(line) for line in lines]
     as_user = ["runuser", "-u", source.user, "--"] if owner else []

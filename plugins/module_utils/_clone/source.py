@@ -192,7 +192,8 @@ def check(source: Source) -> None:
 
 
 def _check_firmware(source: Source, subject: str) -> None:
-    now = {each.path: each.sha256 for each in firmware_of(path for path, _ in source.firmware)}
+    paths = [path for path, _digest in source.firmware]
+    now = {each.path: each.sha256 for each in firmware_of(paths)}
     for path, digest in source.firmware:
         if now.get(path) != digest:
             state = "is gone" if path not in now else "is another than then"

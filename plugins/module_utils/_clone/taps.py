@@ -66,7 +66,7 @@ def _child(sock: socket.socket, queues: int) -> None:
             raise OSError(ctypes.get_errno(), "unshare: " + os.strerror(ctypes.get_errno()))
         flags = _IFF_TAP | _IFF_NO_PI | _IFF_VNET_HDR | (_IFF_MULTI_QUEUE if queues > 1 else 0)
         fds = []
-        for _ in range(queues):
+        for _unused in range(queues):
             fd = os.open("/dev/net/tun", os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
             fcntl.ioctl(fd, _TUNSETIFF, struct.pack("16sH22x", b"tap0", flags))
             fds.append(fd)

@@ -163,7 +163,8 @@ class Qmp:
     def _send_fd(self, fd: int) -> None:
         """A descriptor rides on a blank before its command; QEMU keeps it until that comes."""
         self._alive()
-        assert self._sock is not None
+        if self._sock is None:
+            raise AssertionError
         self._sock.sendmsg([b" "], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", [fd]))])
 
     def getfd(self, name: str, fd: int, timeout: float = 10.0) -> None:

@@ -270,5 +270,3 @@ def _fallocate(fd: int, mode: int, length: int) -> None:
         if number == errno.EINTR:
             continue
         raise OSError(number, os.strerror(number))
-
-

@@ -159,7 +159,7 @@ class Agent:
             self._buffer += data
             if len(self._buffer) > _LIMIT_BYTES:
                 raise AgentError(f"the guest's agent on '{self.path}' floods its channel")
-        line, _, self._buffer = self._buffer.partition(b"\n")
+        line, _unused, self._buffer = self._buffer.partition(b"\n")
         return line
 
     def _wait(self, deadline: float, write: bool) -> None:

@@ -26,7 +26,7 @@ def main() -> int:
     parser.add_argument("--net", action="store_true")
     parser.add_argument("--vga", action="store_true")
     given = parser.parse_args()
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+    signal.signal(signal.SIGTERM, lambda *_unused: sys.exit(0))
     started = time.monotonic()
     with Guest(memory=given.memory, cpus=given.cpus, disks=(DiskSpec(),) * given.disks,
                user=given.user, sandbox=given.sandbox, net=given.net, vga=given.vga) as guest:

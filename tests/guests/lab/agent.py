@@ -46,7 +46,7 @@ class AgentClient:
             if not data:
                 raise AgentError("the agent's socket was closed")
             self._buffer += data
-        line, _, self._buffer = self._buffer.partition(b"\n")
+        line, _unused, self._buffer = self._buffer.partition(b"\n")
         return line
 
     def _send(self, command: str, arguments: dict[str, Any], lead: bytes = b"") -> None:

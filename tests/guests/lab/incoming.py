@@ -30,7 +30,7 @@ class Incoming(Guest):
         self._of_paused = of_paused
         options = dataclasses.replace(
             original.options, user="", sandbox=False, paused=False, accel=original.accel,
-            disks=tuple(DiskSpec(format="qcow2") for _ in images),
+            disks=tuple(DiskSpec(format="qcow2") for _unused in images),
             args=(*original.options.args, "-incoming", f"exec:cat {shlex.quote(str(stream))}"))
         super().__init__(options)
 

@@ -51,7 +51,7 @@ def _records(path: Path, magic: bytes) -> list[tuple[int, int, int, int]]:
         at = data.find(magic)
         while at >= 0:
             if at % PAGE == 0 and at + PAGE <= len(data):
-                _, boot, index, counter = _HEAD.unpack_from(data, at)
+                _unused, boot, index, counter = _HEAD.unpack_from(data, at)
                 found.append((boot, index, counter, _TAIL.unpack_from(data, at + PAGE - 8)[0]))
                 at += PAGE - 8
             at = data.find(magic, at + 8)
@@ -95,7 +95,7 @@ def _judge_pages(pages: Sequence[tuple[int, int]]) -> tuple[int, bool, str]:
     """(k, all pages hold k, reason): k is the step that the buffer is in."""
     k = pages[0][0]
     # The page that the instant fell into may have its counter, and not yet its tail.
-    split = next((i for i, (_, tail) in enumerate(pages) if tail != k), len(pages))
+    split = next((i for i, (_unused, tail) in enumerate(pages) if tail != k), len(pages))
     rest = pages[split:]
     if rest and rest[0] == (k, k - 1):
         rest = rest[1:]

@@ -1,0 +1,10 @@
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""How disks are captured: one file a scheme."""
+
+from __future__ import annotations
+
+from ansible_collections.livesnap.qemu.plugins.module_utils._disks.backup import Backup
+
+#: Name of a scheme -> its class.
+SCHEMES = {"backup": Backup}

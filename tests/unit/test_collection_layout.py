@@ -27,6 +27,9 @@ def files(pattern: str) -> list[Path]:
 )
 def test_plugins_carry_licence_and_postponed_annotations(path: Path) -> None:
     text = path.read_text()
+    if path.name == "__init__.py":
+        assert text == ""
+        return
     assert LICENSE_LINE in text
     assert "SPDX-License-Identifier: GPL-3.0-or-later" in text
     assert "from __future__ import annotations" in text

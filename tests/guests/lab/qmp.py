@@ -9,8 +9,9 @@ import os
 from types import TracebackType
 from typing import Any
 
-from qemu.qmp import ExecuteError, QMPClient
+from qemu.qmp import ConnectError, ExecuteError, QMPClient
 from qemu.qmp.events import EventListener
+from qemu.qmp.qmp_client import NegotiationError
 
 
 class QmpError(Exception):
@@ -28,15 +29,24 @@ class QmpClient:
     def __init__(self, path: str | os.PathLike[str], timeout: float = 10.0) -> None:
         self._timeout = timeout
         self._loop = asyncio.new_event_loop()
-        self._client = QMPClient("lab")
         self._events: list[dict[str, Any]] = []
-        self._listener = EventListener()
-        self._client.register_listener(self._listener)
         try:
-            self._run(self._client.connect(os.fspath(path)))
+            try:
+                self._connect(os.fspath(path))
+            except ConnectError as error:
+                # An event between the greeting and the first reply is too much for qemu.qmp.
+                if not isinstance(error.exc, NegotiationError):
+                    raise
+                self._connect(os.fspath(path))
         except BaseException:
             self._loop.close()
             raise
+
+    def _connect(self, path: str) -> None:
+        self._client = QMPClient("lab")
+        self._listener = EventListener()
+        self._client.register_listener(self._listener)
+        self._run(self._client.connect(path))
 
     def _run(self, awaitable: Any, timeout: float | None = None) -> Any:
         return self._loop.run_until_complete(

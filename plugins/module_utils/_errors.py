@@ -61,8 +61,11 @@ class QmpError(LivesnapError):
 class QmpConnectError(QmpError):
     """No conversation with QEMU came about, and nothing was sent to it.
 
-    `kind` is one of missing, not_socket, denied, refused, not_qemu, not_qmp, busy.
+    `kind` is one of missing, not_socket, denied, refused, not_qemu, not_qmp, busy. `event_first`:
+    something else than the reply to the first command came, an event perhaps.
     """
+
+    event_first = False
 
     def __init__(self, kind: str, msg: str, hint: str = "") -> None:
         super().__init__(msg, hint)

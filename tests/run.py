@@ -31,7 +31,13 @@ BUILD = REPO / "build"
 LOGS = BUILD / "logs"
 # Seconds after which a whole tier is ended and counted as failed, at short size.
 LIMITS = {"lint": 900, "unit": 300, "native": 900, "guests": 2400, "integration": 900}
-SANITIZERS = {"plain": "", "asan": "address,undefined", "tsan": "thread"}
+# Name -> (folder of the build, variables of make). Sanitized builds have the fault points too.
+VARIANTS = {
+    "plain": ("plain", []),
+    "faults": ("faults", ["FAULTS=1"]),
+    "asan": ("san-address-undefined-faults", ["SAN=address,undefined", "FAULTS=1"]),
+    "tsan": ("san-thread-faults", ["SAN=thread", "FAULTS=1"]),
+}
 
 
 @dataclass
@@ -137,10 +143,10 @@ def native_results(name: str, log: Path, code: int, seconds: float) -> list[Resu
 
 def native_tier() -> list[Result]:
     results = []
-    for variant, sanitizer in SANITIZERS.items():
+    for variant, (folder, variables) in VARIANTS.items():
         log = LOGS / f"native-build-{variant}.log"
         started = time.monotonic()
-        make = ["make", "-C", "native", "-j2", f"SAN={sanitizer}"]
+        make = ["make", "-C", "native", "-j2", *variables]
         code = run([*make, "all", "tests"], log, limit("native"))
         build = Result(
             f"native::build-{variant}", "failed" if code else "passed", time.monotonic() - started
@@ -150,7 +156,6 @@ def native_tier() -> list[Result]:
         if code:
             print(tail(log), flush=True)
             continue
-        folder = "san-" + sanitizer.replace(",", "-") if sanitizer else "plain"
         programs = sorted(
             path
             for path in (REPO / "native" / "build" / folder / "tests").glob("test_*")

@@ -178,7 +178,7 @@ static void die_at(const char *point, void *opaque)
 static void dies_everywhere(void **opaque)
 {
     const char *text = getenv("ROUNDS");
-    int rounds = text ? atoi(text) : 1;
+    int rounds = text && atoi(text) > 0 ? atoi(text) : 1;
 
     (void)opaque;
     for (int sandboxed = 0; sandboxed < 2; sandboxed++) {

@@ -30,6 +30,7 @@ helper: deps
 collection: venv
 	$(VENV)/bin/ansible-galaxy collection build --force --output-path build/dist
 
+guests integration: helper
 $(TIERS): venv
 	$(PY) tests/run.py $@ -- $(PYTEST_ARGS)
 

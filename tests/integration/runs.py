@@ -72,6 +72,8 @@ class Controller:
             "ANSIBLE_COLLECTIONS_PATH": str(collections),
             "ANSIBLE_CALLBACK_PLUGINS": str(REPO / "tests" / "integration" / "callback"),
             "ANSIBLE_CALLBACKS_ENABLED": "collect",
+            # As root, ~ is not the home of this controller.
+            "ANSIBLE_ASYNC_DIR": str(folder / "async"),
             "ANSIBLE_NOCOLOR": "1",
         }
         (folder / "home").mkdir(parents=True, exist_ok=True)

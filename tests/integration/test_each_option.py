@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import re
 import subprocess
 import time
 from collections.abc import Iterator
@@ -170,6 +171,23 @@ def test_timeout_and_bandwidth_abort_the_sweep(
     assert not (store / "web1" / "slow").exists()
     assert not (store / "web1" / "slow.partial").exists()
     guest.counts()
+
+
+def test_progress_is_shown_at_steps_and_not_with_async(
+    prepared: Controller, guest: Guest, store: Path
+) -> None:
+    slow: dict[str, Any] = {"bandwidth": "12M", "compression": "none", "freeze": "never"}
+    shown = take(prepared, guest, store, "shown", **slow).good()
+    percents = [int(each) for each in re.findall(r"snapshot shown of web1: (\d+) %", shown.text)]
+    assert percents
+    assert percents == sorted(percents)
+    assert shown.one()["snapshot"]["complete"] is True
+    assert "ansible_job_id" not in shown.one()
+    given = {**entry(guest, "web1"), "guest": "web1", "store": str(store), "name": "later"}
+    task = {"name": "Snapshot", MODULE: {**given, "freeze": "never"}, "async": 120, "poll": 2}
+    later = prepared.playbook(local(), play(task)).good()
+    assert "snapshot later of web1" not in later.text
+    assert (store / "web1" / "later" / "manifest.json").exists()
 
 
 def test_freeze_timeout_bounds_a_hung_agent(

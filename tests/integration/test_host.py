@@ -153,3 +153,27 @@ def test_a_helper_of_other_sources_is_refused(
     assert run.code != 0
     assert "0.0.9" in run.one(HELPER)["msg"]
     prepared.playbook(LOCAL, play(ASK)).good()
+
+
+def test_check_mode_where_nothing_was_prepared_says_what_to_do(
+    controller: Controller, no_helper: None, tmp_path: Path
+) -> None:
+    before = footprint.take()
+    task = {
+        "name": "Snapshot",
+        "livesnap.qemu.livesnap": {"guest": "g", "name": "n", "qmp_socket": "/nowhere"},
+    }
+    hidden = Path("/usr/local/lib/livesnap")
+    aside = hidden.with_name("livesnap.aside")
+    if hidden.exists():
+        hidden.rename(aside)
+    try:
+        bare = local(ansible_python_interpreter="/usr/bin/python3")
+        run = controller.playbook(bare, play(task), "--check")
+    finally:
+        if aside.exists():
+            aside.rename(hidden)
+    assert run.code != 0
+    assert "host.yml" in run.one("livesnap.qemu.livesnap")["msg"]
+    # The helper went to Ansible's temporary folder, and away with it.
+    assert footprint.difference(before, footprint.take()) == []

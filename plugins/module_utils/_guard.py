@@ -95,7 +95,7 @@ class Guard:
             raise LivesnapError("the guard was started already")
         try:
             with open(self._log, "ab") as log:
-                self._process = subprocess.Popen(
+                self._process = subprocess.Popen(  # pylint: disable=ansible-bad-function
                     [self._helper, "guard"],
                     stdin=subprocess.PIPE,
                     stdout=subprocess.PIPE,

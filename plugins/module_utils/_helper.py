@@ -46,7 +46,7 @@ def run_once(path: str, arguments: Sequence[str], timeout: float = 30.0) -> Even
     if not path or not os.path.exists(path):
         raise missing(path)
     try:
-        done = subprocess.run(
+        done = subprocess.run(  # pylint: disable=ansible-bad-function
             [path, *arguments],
             stdin=subprocess.DEVNULL,
             capture_output=True,
@@ -112,7 +112,7 @@ class HelperProcess:
         self._closed = False
         try:
             with open(log, "ab") as errors:
-                self._process = subprocess.Popen(
+                self._process = subprocess.Popen(  # pylint: disable=ansible-bad-function
                     [path, *arguments],
                     stdin=subprocess.PIPE,
                     stdout=subprocess.PIPE,

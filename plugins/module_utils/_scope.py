@@ -33,7 +33,7 @@ def move(pid: int, name: str, description: str, root: str = "/") -> bool:
         "0",
     ]
     try:
-        subprocess.run(
+        subprocess.run(  # pylint: disable=ansible-bad-function
             command, stdin=subprocess.DEVNULL, capture_output=True, timeout=_LIMIT, check=True
         )
         end = time.monotonic() + _LIMIT

@@ -25,7 +25,7 @@ def line(message: object) -> bytes:
 
 def serve(listener: socket.socket, events: list[bool]) -> None:
     for event in events:
-        connection, _ = listener.accept()
+        connection, _unused = listener.accept()
         with connection:
             # The client goes away when it sees the event; what is sent then is lost.
             with contextlib.suppress(OSError):

@@ -111,7 +111,7 @@ def start(
             marks[need.marker] = ":".join(map(str, fds))
         words = [_fill(word, marks) for word in argv]
         with open(log, "wb") as output:
-            qemu = subprocess.Popen(
+            qemu = subprocess.Popen(  # pylint: disable=ansible-bad-function
                 words,
                 executable=exe,
                 stdin=subprocess.DEVNULL,
@@ -127,7 +127,7 @@ def start(
         running = Running(qemu.pid, 0, qemu, None, log, export_log)
         try:
             with open(export_log, "wb") as errors:
-                feeder = subprocess.Popen(
+                feeder = subprocess.Popen(  # pylint: disable=ansible-bad-function
                     export,
                     stdin=subprocess.DEVNULL,
                     stdout=writer,

@@ -129,7 +129,7 @@ def used_length(ramblock: str, block: str) -> int:
 def ask(program: str, *arguments: str) -> str:
     """What a program prints; CloneError when it cannot be run, fails or does not end."""
     try:
-        done = subprocess.run(
+        done = subprocess.run(  # pylint: disable=ansible-bad-function
             [program, *arguments],
             stdin=subprocess.DEVNULL,
             capture_output=True,

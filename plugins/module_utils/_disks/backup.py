@@ -233,7 +233,7 @@ def _create(path: Path, size: int) -> None:
         fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
         os.close(fd)
     try:
-        done = subprocess.run(
+        done = subprocess.run(  # pylint: disable=ansible-bad-function
             ["qemu-img", "create", "-q", "-f", FORMAT, str(path), str(size)],
             stdin=subprocess.DEVNULL,
             capture_output=True,

@@ -151,7 +151,11 @@ class Store:
             if folder.is_symlink():
                 os.unlink(folder)
             elif folder.exists():
-                shutil.rmtree(folder)
+                # A writer whose keeper died may be removing its image at the same time.
+                with contextlib.suppress(FileNotFoundError):
+                    shutil.rmtree(folder)
+                if folder.exists():
+                    shutil.rmtree(folder)
         with contextlib.suppress(OSError):
             os.rmdir(folder.parent)
         with contextlib.suppress(OSError):

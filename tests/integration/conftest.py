@@ -81,3 +81,12 @@ def prepared(controller: Controller, same_machine: None) -> Iterator[Controller]
     controller.playbook(LOCAL, "livesnap.qemu.host", *store).good()
     yield controller
     controller.playbook(LOCAL, "livesnap.qemu.host", *store, "-e", "host_state=absent").good()
+
+
+@pytest.fixture
+def bare(prepared: Controller) -> Iterator[Controller]:
+    """This machine as it was before; prepared again for the tests that follow."""
+    store = ("-e", f"livesnap_store={prepared.folder}/store")
+    prepared.playbook(LOCAL, "livesnap.qemu.host", *store, "-e", "host_state=absent").good()
+    yield prepared
+    prepared.playbook(LOCAL, "livesnap.qemu.host", *store).good()

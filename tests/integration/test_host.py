@@ -23,27 +23,27 @@ def no_helper() -> None:
     shutil.rmtree(TARGET, ignore_errors=True)
 
 
-def test_prepare_again_and_remove(controller: Controller, tmp_path: Path) -> None:
+def test_prepare_again_and_remove(bare: Controller, tmp_path: Path) -> None:
     before = footprint.take()
     store = tmp_path / "store"
     given = ("-e", f"livesnap_store={store}")
-    predicted = controller.playbook(LOCAL, "livesnap.qemu.host", *given, "--check")
+    predicted = bare.playbook(LOCAL, "livesnap.qemu.host", *given, "--check")
     assert predicted.good().recap("hv1")["changed"] > 0
     assert footprint.difference(before, footprint.take()) == []
     assert not store.exists()
-    first = controller.playbook(LOCAL, "livesnap.qemu.host", *given).good()
+    first = bare.playbook(LOCAL, "livesnap.qemu.host", *given).good()
     assert first.recap("hv1")["changed"] > 0
     assert first.one(HELPER)["changed"] is True
     assert store.stat().st_mode & 0o7777 == 0o711
     for options in ((), ("--check",)):
-        again = controller.playbook(LOCAL, "livesnap.qemu.host", *given, *options).good()
+        again = bare.playbook(LOCAL, "livesnap.qemu.host", *given, *options).good()
         assert again.recap("hv1")["changed"] == 0
     (store / "keep").touch()
-    gone = controller.playbook(
+    gone = bare.playbook(
         LOCAL, "livesnap.qemu.host", *given, "-e", "host_state=absent"
     ).good()
     assert gone.recap("hv1")["changed"] > 0
-    again = controller.playbook(
+    again = bare.playbook(
         LOCAL, "livesnap.qemu.host", *given, "-e", "host_state=absent"
     ).good()
     assert again.recap("hv1")["changed"] == 0

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 # make demo        everything of the README's tour, on a guest of its own
+# make bench       our capture against QEMU's background-snapshot; BENCH=a,b chooses cases
 # make test        every test at its short size; make test-long the same at full size
 # One tier alone:  make lint | unit | native | guests | integration
 PYTHON ?= /usr/bin/python3
@@ -11,7 +12,7 @@ export ROUNDS
 
 TIERS := lint unit native guests integration
 
-.PHONY: help deps venv helper image collection test test-long demo clean $(TIERS)
+.PHONY: help deps venv helper collection test test-long bench demo clean $(TIERS)
 help:
 	@sed -n 's/^# \(make .*\)/\1/p' Makefile
 
@@ -42,6 +43,9 @@ test-long:
 
 demo: venv helper
 	$(PY) tests/demo.py
+
+bench: venv helper
+	$(PY) tests/bench/run.py
 
 clean:
 	rm -rf build native/build tests/output

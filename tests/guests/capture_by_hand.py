@@ -30,7 +30,7 @@ def _start_time(pid: int) -> int:
     return int(stat.rsplit(")", 1)[1].split()[19])
 
 
-def _getfd(guest: Guest, name: str, fd: int) -> None:
+def give_fd(guest: Guest, name: str, fd: int) -> None:
     """QMP getfd on a connection of its own; SCM_RIGHTS goes with the command's bytes."""
     with socket.socket(socket.AF_UNIX) as link:
         link.settimeout(10)
@@ -65,7 +65,7 @@ class Capture:
         if attach == "device":
             fd = os.open("/dev/userfaultfd", os.O_RDWR | os.O_CLOEXEC)
             try:
-                _getfd(guest, "livesnap-test-uffd", fd)
+                give_fd(guest, "livesnap-test-uffd", fd)
             finally:
                 os.close(fd)
         memory = guest.options.memory << 20

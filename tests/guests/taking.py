@@ -61,6 +61,11 @@ class TestStore:
             "agent_socket": str(guest.agent_path) if guest.agent_path else None, **options}
         return take_snapshot(SnapshotSpec.of(params))
 
+    def forget(self) -> None:
+        """Everything in it goes, the store stays."""
+        for entry in self.path.iterdir():
+            shutil.rmtree(entry)
+
     @contextlib.contextmanager
     def clone(self, guest: Guest, snapshot: str, **options: Any) -> Iterator[Reach]:
         """A running clone; removed at the end, and seen to be gone."""

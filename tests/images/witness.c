@@ -9,8 +9,12 @@
  * and a rest that holds k - 1. A copy of RAM and disks for which that isn't so, isn't of one
  * instant. tests/guests/lab/oracle.py reads the same layout out of images.
  *
- * usage: witness MIB FILE...     count; a line of JSON on stdout each second
+ * usage: witness [--mixed] [--calm MIB] MIB FILE...   count; a line of JSON on stdout each second
  *        witness --ask [reset]   ask the one that counts; reset begins a new longest pause
+ *
+ * --mixed fills every other 16 pages with what cannot be compressed. --calm fills so much memory
+ * more and leaves it alone. Both are for measuring, as is the meter: a page that the host may read
+ * out of the guest's memory at any time, at the address that is printed as meter_gpa.
  */
 #define _GNU_SOURCE
 #include <errno.h>
@@ -34,7 +38,14 @@
 #include <time.h>
 #include <unistd.h>
 
-enum { PAGE = 4096, MAX_DISKS = 8, CHECKED_WHOLE = 16, PAGES_A_CLOCK = 64 };
+enum {
+    PAGE = 4096,
+    MAX_DISKS = 8,
+    CHECKED_WHOLE = 16,
+    PAGES_A_CLOCK = 64,
+    METER_SECONDS = 150,
+    MIXED_RUN = 16
+};
 
 static const uint64_t RAM_MAGIC = 0x4c5357524d303153;  /* "S10MRWSL" in memory */
 static const uint64_t DISK_MAGIC = 0x4c53574453304b31; /* "1K0SDWSL" in memory */
@@ -54,10 +65,28 @@ struct disk {
     int fd;
 };
 
+/* What the host reads, by tests/bench/meter.py. Stores are relaxed: each word stands alone. */
+struct meter {
+    uint64_t magic; /* RAM_MAGIC + 1 */
+    uint64_t boot;
+    _Atomic uint64_t written; /* pages, since the witness is ready */
+    _Atomic uint64_t last_ns; /* CLOCK_MONOTONIC of the guest at its last step */
+    struct {
+        _Atomic uint64_t second; /* of that clock */
+        /* The longest that ended in this second. */
+        _Atomic uint64_t step_ns; /* between two looks at the clock, PAGES_A_CLOCK pages apart */
+        _Atomic uint64_t loop_ns; /* once through the disks and the buffer */
+    } second[METER_SECONDS];      /* the last ones, at second % METER_SECONDS */
+};
+_Static_assert(sizeof(struct meter) <= PAGE, "the meter is one page");
+
 static struct {
     uint64_t boot;
-    size_t pages, disks;
+    size_t pages, disks, calm_pages;
+    bool mixed;
     struct record *buffer;
+    struct meter *meter;
+    uint64_t meter_gpa;
     struct disk disk[MAX_DISKS];
     /* Written by the counting thread, read by the reporting one; each stands alone, so relaxed
      * order is enough. */
@@ -87,12 +116,47 @@ __attribute__((format(printf, 1, 2))) static void broken(const char *format, ...
     pthread_mutex_unlock(&state.lock);
 }
 
+static uint64_t scramble(uint64_t x)
+{
+    x = (x ^ (x >> 30)) * 0xbf58476d1ce4e5b9u;
+    x = (x ^ (x >> 27)) * 0x94d049bb133111ebu;
+    return x ^ (x >> 31);
+}
+
 static uint64_t fill_word(uint64_t index, size_t word)
 {
+    if (state.mixed) {
+        /* Half of the pages are random; in the others two words of eight are, and the rest are
+         * alike: LZ4 makes about two fifths of those, as of most memory. */
+        bool random = index / MIXED_RUN % 2 || word % 8 < 2;
+
+        return scramble(index * 0x9e3779b97f4a7c15u + (random ? word : word / 64));
+    }
     /* The same for eight words: compresses somewhat, as real memory does, and is no page of zeros.
      */
     uint64_t x = (index * 0x9e3779b97f4a7c15u) ^ (word / 8 * 0xbf58476d1ce4e5b9u);
     return x ^ (x >> 29);
+}
+
+static void longer(_Atomic uint64_t *longest, uint64_t ns)
+{
+    if (ns > atomic_load_explicit(longest, memory_order_relaxed))
+        atomic_store_explicit(longest, ns, memory_order_relaxed);
+}
+
+static void meter(uint64_t now, uint64_t step_ns, uint64_t loop_ns)
+{
+    uint64_t second = now / 1000000000u;
+    size_t at = second % METER_SECONDS;
+
+    if (atomic_load_explicit(&state.meter->second[at].second, memory_order_relaxed) != second) {
+        atomic_store_explicit(&state.meter->second[at].step_ns, 0, memory_order_relaxed);
+        atomic_store_explicit(&state.meter->second[at].loop_ns, 0, memory_order_relaxed);
+        atomic_store_explicit(&state.meter->second[at].second, second, memory_order_relaxed);
+    }
+    longer(&state.meter->second[at].step_ns, step_ns);
+    longer(&state.meter->second[at].loop_ns, loop_ns);
+    atomic_store_explicit(&state.meter->last_ns, now, memory_order_relaxed);
 }
 
 /* Time passed since the last call, if it's the longest so far. */
@@ -106,6 +170,7 @@ static void tick(void)
                                                   memory_order_relaxed, memory_order_relaxed))
         ;
     atomic_store_explicit(&state.last_step_ns, now, memory_order_relaxed);
+    meter(now, now - last, 0);
 }
 
 static void fill_page(struct record *page, uint64_t magic, uint64_t index, uint64_t counter)
@@ -143,8 +208,10 @@ static void write_ram(uint64_t counter)
                    page->counter, page->tail, counter - 1);
         page->counter = counter;
         page->tail = counter;
-        if (i % PAGES_A_CLOCK == 0)
+        if (i % PAGES_A_CLOCK == 0) {
+            atomic_fetch_add_explicit(&state.meter->written, PAGES_A_CLOCK, memory_order_relaxed);
             tick();
+        }
     }
     for (size_t n = 0; n < CHECKED_WHOLE && n < state.pages; n++) {
         size_t i = (counter * CHECKED_WHOLE + n) % state.pages;
@@ -215,10 +282,14 @@ static void *count(void *unused)
     /* After an error it stands still: what was found is to be looked at, and can't be mistaken for
      * progress. */
     while (atomic_load_explicit(&state.errors, memory_order_relaxed) == 0) {
+        uint64_t begun = now_ns();
+
         counter++;
         for (size_t i = 0; i < state.disks; i++)
             write_disk(&state.disk[i], record[i], counter);
         write_ram(counter);
+        uint64_t now = now_ns();
+        meter(now, 0, now - begun);
         atomic_store_explicit(&state.counter, counter, memory_order_relaxed);
     }
     return NULL;
@@ -240,12 +311,12 @@ static int report(char *out, size_t size, double rate)
                     "{\"boot\":\"%016" PRIx64 "\",\"counter\":%" PRIu64
                     ",\"rate\":%.1f,\"longest_pause_ms\":%.1f,"
                     "\"still_ms\":%.1f,\"intact\":%s,\"ready\":%s,\"pages\":%zu,\"disks\":%zu,"
-                    "\"uptime_s\":%.1f,"
+                    "\"uptime_s\":%.1f,\"meter_gpa\":%" PRIu64 ","
                     "\"error\":\"%s\"}\n",
                     state.boot, atomic_load_explicit(&state.counter, memory_order_relaxed), rate,
                     (double)(still > longest ? still : longest) / 1e6, (double)still / 1e6,
                     errors ? "false" : "true", ready ? "true" : "false", state.pages, state.disks,
-                    (double)now / 1e9, error);
+                    (double)now / 1e9, state.meter_gpa, error);
 }
 
 static socklen_t address(struct sockaddr_un *name)
@@ -312,12 +383,72 @@ static int ask(const char *request)
     return size > 0 && write(STDOUT_FILENO, text, (size_t)size) == size ? 0 : 1;
 }
 
+/* Locked, so that the kernel doesn't move pages and leave stale copies of them behind. */
+static void *locked(size_t pages)
+{
+    return mmap(NULL, pages * PAGE, PROT_READ | PROT_WRITE,
+                MAP_PRIVATE | MAP_ANONYMOUS | MAP_LOCKED | MAP_POPULATE, -1, 0);
+}
+
+/* The guest-physical address of a page of ours, 0 if the kernel doesn't tell. */
+static uint64_t physical(const void *page)
+{
+    uint64_t entry = 0;
+    int fd = open("/proc/self/pagemap", O_RDONLY | O_CLOEXEC);
+
+    if (fd < 0)
+        return 0;
+    if (pread(fd, &entry, sizeof(entry), (off_t)((uintptr_t)page / PAGE * 8)) != sizeof(entry))
+        entry = 0;
+    close(fd);
+    return (entry & ((1ull << 55) - 1)) * PAGE;
+}
+
+static bool make_meter(void)
+{
+    state.meter = locked(1);
+    if (state.meter == MAP_FAILED)
+        return false;
+    state.meter->magic = RAM_MAGIC + 1;
+    state.meter->boot = state.boot;
+    state.meter_gpa = physical(state.meter);
+    return true;
+}
+
+/* Memory that is full and stays as it is. */
+static bool make_calm(void)
+{
+    struct record *calm;
+
+    if (state.calm_pages == 0)
+        return true;
+    calm = locked(state.calm_pages);
+    if (calm == MAP_FAILED)
+        return false;
+    for (size_t i = 0; i < state.calm_pages; i++)
+        for (size_t word = 0; word < PAGE / 8; word++)
+            ((uint64_t *)&calm[i])[word] = fill_word(i, word);
+    return true;
+}
+
 int main(int argc, char **argv)
 {
     if (argc >= 2 && strcmp(argv[1], "--ask") == 0)
         return ask(argc > 2 ? argv[2] : "state");
+    for (; argc > 1 && strncmp(argv[1], "--", 2) == 0; argc--, argv++) {
+        if (strcmp(argv[1], "--mixed") == 0) {
+            state.mixed = true;
+        } else if (strcmp(argv[1], "--calm") == 0 && argc > 2) {
+            state.calm_pages = strtoul(argv[2], NULL, 10) * (1048576 / PAGE);
+            argc--, argv++;
+        } else {
+            argc = 0;
+            break;
+        }
+    }
     if (argc < 2 || argc - 2 > MAX_DISKS) {
-        fprintf(stderr, "usage: witness MIB FILE... | witness --ask [reset]\n");
+        fprintf(stderr,
+                "usage: witness [--mixed] [--calm MIB] MIB FILE... | witness --ask [reset]\n");
         return 2;
     }
     /* It takes all the time that there is: the guest's agent and console come first. */
@@ -329,10 +460,8 @@ int main(int argc, char **argv)
         state.disk[i] = (struct disk){.path = argv[i + 2], .fd = -1};
     if (getrandom(&state.boot, sizeof(state.boot), GRND_INSECURE) != sizeof(state.boot))
         return 1;
-    /* Locked, so that the kernel doesn't move pages and leave stale copies of them behind. */
-    state.buffer = mmap(NULL, state.pages * PAGE, PROT_READ | PROT_WRITE,
-                        MAP_PRIVATE | MAP_ANONYMOUS | MAP_LOCKED | MAP_POPULATE, -1, 0);
-    if (state.pages == 0 || state.buffer == MAP_FAILED) {
+    state.buffer = locked(state.pages);
+    if (state.pages == 0 || state.buffer == MAP_FAILED || !make_meter() || !make_calm()) {
         perror("witness: buffer");
         return 1;
     }

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import functools
 import os
 import pwd
 import shutil
@@ -32,11 +33,16 @@ __all__ = ["SANDBOX", "DiskSpec", "Guest", "LabError", "Options"]
 # Ten seconds alone on a machine of this kind; others may be busy on it.
 BOOT_LIMIT = 180.0
 PR_SET_PDEATHSIG = 1
+PR_SET_THP_DISABLE = 41
 
 
-def _die_with_parent() -> None:
-    """Runs between fork and exec: a test run that is killed leaves no guest."""
-    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+def _prepare(tied: bool, thp: bool) -> None:
+    """Runs between fork and exec. Tied: a test run that is killed leaves no guest."""
+    libc = ctypes.CDLL(None)
+    if tied:
+        libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    if not thp:
+        libc.prctl(PR_SET_THP_DISABLE, 1, 0, 0, 0)
 
 
 class Guest(Reach):
@@ -102,7 +108,7 @@ class Guest(Reach):
             self._process = subprocess.Popen(
                 self.argv, stdin=subprocess.DEVNULL, stdout=log, stderr=log, cwd=self.folder,
                 start_new_session=True, **as_user,
-                preexec_fn=_die_with_parent if tied else None)  # noqa: PLW1509
+                preexec_fn=functools.partial(_prepare, tied, self.options.thp))  # noqa: PLW1509
         self.pid = self._process.pid
         try:
             self._wait_for_socket()

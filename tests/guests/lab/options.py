@@ -26,6 +26,8 @@ class Options:
     name: str = "witness"
     memory: int = 256  # MiB
     buffer: int = 0  # MiB of the witness' buffer; 0: half of the RAM that Linux has
+    mixed: bool = False  # half of the buffer's pages cannot be compressed
+    calm: int = 0  # MiB that the witness fills besides its buffer, and leaves alone
     cpus: int = 1
     machine: str = "pc"
     machine_options: str = ""  # such as "max-ram-below-4g=512M"
@@ -40,6 +42,7 @@ class Options:
     sandbox: bool = False
     accel: str = "auto"  # auto, kvm or tcg
     paused: bool = False  # start with -S
+    thp: bool = True  # False: RAM in 4 KiB pages whatever QEMU asks for
     kernel_arguments: str = ""
     args: tuple[str, ...] = field(default=())  # more QEMU arguments
 
@@ -57,6 +60,9 @@ class Options:
             words.append(f"lab.mib={self.buffer}")
         if self.churn:
             words.append("lab.churn=1")
+        if self.mixed or self.calm:
+            witness = ["--mixed"] * self.mixed + ["--calm", str(self.calm)] * bool(self.calm)
+            words.append(f"lab.witness={','.join(witness)}")
         return " ".join([*words, *self.kernel_arguments.split()])
 
     def argv(self, folder: Path, uuid: str, accel: str) -> list[str]:

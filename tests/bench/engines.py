@@ -1,0 +1,176 @@
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""One capture of a guest's RAM: by us, and by QEMU's own background-snapshot, the peer."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import re
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Callable
+
+from capture_by_hand import give_fd
+from lab import Guest
+from lab.qmp import QmpClient
+from meter import Meter, Reading, Sampler, rate, recovered_at, work_lost
+from taking import TestStore, helper
+
+#: How long the witness is watched before a capture to know its normal rate. Seconds.
+BEFORE = 3.0
+#: It must work at nine tenths of that rate for so long to count as back. Seconds.
+WINDOW = 1.0
+PEER_LIMIT = 240.0
+#: Bytes a second; the default of 128 MiB/s would measure the limit.
+PEER_BANDWIDTH = 1 << 40
+HUGE = 2 << 20
+SYS_PROCESS_MADVISE = 440  # x86-64
+MADV_COLLAPSE = 25
+
+
+@dataclass(frozen=True)
+class Taken:
+    """What one engine says of one capture, before the witness is asked."""
+
+    pause_ms: float
+    protected_s: float | None
+    total_s: float
+    stored_bytes: int
+
+
+@dataclass(frozen=True)
+class Measure:
+    """One capture, as guest and host saw it."""
+
+    pause_ms: float
+    work_lost_s: float
+    longest_stall_ms: float  # the longest time that the witness' loop took, once through
+    longest_step_ms: float  # the longest time that 64 pages of it took
+    protected_s: float | None
+    total_s: float
+    stored_bytes: int
+    hwm_bytes: int
+    cpu_s: float
+    store_rate: float = 0.0  # bytes a second of dd with O_DIRECT, just before and after
+
+
+def ours(guest: Guest, store: TestStore, **options: Any) -> Taken:
+    """Module livesnap's own code, with RAM and device state, without disks."""
+    result = store.take(guest, "bench", agent_socket=None, freeze="never", **options)["snapshot"]
+    timings, memory = result["timings"], result["memory"]
+    store.forget()
+    return Taken(
+        timings["pause_ms"], timings["protected_s"], timings["total_s"], memory["stored_bytes"]
+    )
+
+
+def _moment(event: dict[str, Any]) -> float:
+    stamp = event["timestamp"]
+    return float(stamp["seconds"]) + float(stamp["microseconds"]) / 1e6
+
+
+def _wait_for_end(qmp: QmpClient) -> None:
+    """Until the migration is done; QEMU 7.2 cannot cancel one of this kind and live."""
+    deadline = time.monotonic() + PEER_LIMIT
+    while True:
+        status = qmp.execute("query-migrate", timeout=PEER_LIMIT).get("status")
+        if status == "completed":
+            return
+        if status not in ("setup", "active", "device"):
+            raise RuntimeError(f"background-snapshot ended as '{status}'")
+        if time.monotonic() > deadline:
+            raise RuntimeError(f"background-snapshot is not done after {PEER_LIMIT:g} s")
+        time.sleep(0.05)
+
+
+def peer(guest: Guest, store: TestStore) -> Taken:
+    """QEMU's background-snapshot into a file of the same store; its total is without fsync."""
+    path = Path(store.path) / "peer"
+    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+    try:
+        give_fd(guest, "bench-peer", fd)
+        with guest.look(timeout=PEER_LIMIT) as qmp:
+            capability = {"capability": "background-snapshot", "state": True}
+            qmp.execute("migrate-set-capabilities", {"capabilities": [capability]})
+            qmp.execute("migrate-set-parameters", {"max-bandwidth": PEER_BANDWIDTH})
+            begun = time.monotonic()
+            qmp.execute("migrate", {"uri": "fd:bench-peer"})
+            _wait_for_end(qmp)
+            total = time.monotonic() - begun
+            moments = {
+                event["event"]: _moment(event)
+                for event in qmp.events()
+                if event["event"] in ("STOP", "RESUME")
+            }
+        stored = os.fstat(fd).st_size
+    finally:
+        os.close(fd)
+        path.unlink()
+    return Taken((moments["RESUME"] - moments["STOP"]) * 1e3, None, total, stored)
+
+
+def heal_huge_pages(guest: Guest) -> None:
+    """The guest's RAM in huge pages again, as far as it has any: the peer leaves 4 KiB pages.
+
+    process_madvise(MADV_COLLAPSE), Linux 6.1; where it fails the next round runs on small pages.
+    """
+    libc = ctypes.CDLL(None, use_errno=True)
+    with guest.look() as qmp:
+        found = re.search(r" is (0x[0-9a-f]+)", qmp.hmp("gpa2hva 0x100000"))
+    if found is None or not guest.options.thp:
+        return
+    first = int(found.group(1), 16) - 0x100000
+    pidfd = os.pidfd_open(guest.pid)
+    try:
+        for at in range(first, first + (guest.options.memory << 20), HUGE):
+            piece = (ctypes.c_uint64 * 2)(at, HUGE)
+            libc.syscall(SYS_PROCESS_MADVISE, pidfd, piece, ctypes.c_ulong(1), MADV_COLLAPSE, 0)
+    finally:
+        os.close(pidfd)
+
+
+def measure(guest: Guest, meter: Meter, take: Callable[[], Taken]) -> Measure:
+    """One capture while the witness is watched from before its start until it is back at work."""
+    with Sampler(meter, helper()) as sampler:
+        time.sleep(BEFORE)
+        before = list(sampler.readings)
+        cpu = _cpu_of_engine(guest)
+        start: Reading = meter.read()
+        taken = take()
+        end = time.monotonic()
+        cpu = _cpu_of_engine(guest) - cpu
+        normal = rate(before)
+        deadline = end + 30
+        while (back := recovered_at(sampler.readings, normal, end, WINDOW)) >= sampler.readings[
+            -1
+        ].at and time.monotonic() < deadline:
+            time.sleep(0.2)
+        step, loop = meter.longest_ms(start.guest_ns)
+    used = sampler.helper
+    return Measure(
+        pause_ms=taken.pause_ms,
+        work_lost_s=work_lost(sampler.readings, normal, start.at, back),
+        longest_stall_ms=loop,
+        longest_step_ms=step,
+        protected_s=taken.protected_s,
+        total_s=taken.total_s,
+        stored_bytes=taken.stored_bytes,
+        hwm_bytes=used.hwm_bytes,
+        cpu_s=used.cpu_s if used.cpu else cpu,
+    )
+
+
+def _cpu_of_engine(guest: Guest) -> float:
+    """CPU seconds of QEMU's threads other than its vCPUs: there the peer does its work."""
+    total = _ticks(Path(f"/proc/{guest.pid}/stat"))
+    for task in Path(f"/proc/{guest.pid}/task").iterdir():
+        if (task / "comm").read_text().startswith("CPU "):
+            total -= _ticks(task / "stat")
+    return total / os.sysconf("SC_CLK_TCK")
+
+
+def _ticks(stat: Path) -> int:
+    words = stat.read_text().rpartition(")")[2].split()
+    return int(words[11]) + int(words[12])

@@ -1,0 +1,154 @@
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Measures our capture and QEMU's background-snapshot on the same guest, in turns.
+
+usage: run.py      environment: BENCH=a,b chooses cases; BENCH_ROUNDS=n, fewer or more rounds
+Prints a table, writes build/bench.json. Decides over nothing: figures that are missed are shown.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import mmap
+import os
+import platform
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+REPO = Path(__file__).resolve().parents[2]
+for entry in ("tests", "tests/guests", "tests/bench"):
+    sys.path.insert(0, str(REPO / entry))
+
+import layout  # noqa: E402
+
+layout.link_collection()
+sys.path[:0] = [str(REPO), str(layout.COLLECTIONS)]
+
+import engines  # noqa: E402
+import report  # noqa: E402
+from cases import GIB, MIB, Case, chosen  # noqa: E402
+from lab import Guest  # noqa: E402
+from meter import Meter  # noqa: E402
+from taking import TestStore  # noqa: E402
+
+#: How much is written to know how fast the store is.
+STORE_SAMPLE = 1 * GIB
+
+
+def store_rate(folder: Path) -> float:
+    """Bytes a second of dd with O_DIRECT into the store."""
+    path = folder / "rate"
+    begun = time.monotonic()
+    subprocess.run(
+        [
+            "dd",
+            "if=/dev/zero",
+            f"of={path}",
+            "bs=2M",
+            f"count={STORE_SAMPLE // (2 * MIB)}",
+            "oflag=direct",
+            "conv=fsync",
+            "status=none",
+        ],
+        check=True,
+        timeout=300,
+    )
+    seconds = time.monotonic() - begun
+    path.unlink()
+    return STORE_SAMPLE / seconds
+
+
+def warm_up(size: int) -> None:
+    """Touch so much memory once, in a process of its own.
+
+    The first touch of a page by a virtual host can cost fifty times what the next one costs;
+    without this the engine that happens to come first would pay for it.
+    """
+    child = os.fork()
+    if child == 0:
+        memory = mmap.mmap(-1, size)
+        for at in range(0, size, 4096):
+            memory[at] = 1
+        os._exit(0)
+    os.waitpid(child, 0)
+
+
+def available() -> int:
+    """MemAvailable, bytes."""
+    for line in Path("/proc/meminfo").read_text().splitlines():
+        if line.startswith("MemAvailable:"):
+            return int(line.split()[1]) << 10
+    raise RuntimeError("/proc/meminfo has no MemAvailable")
+
+
+def run_case(case: Case, rounds: int) -> dict[str, Any]:
+    """All rounds of a case; the engines take turns."""
+    print(f"{case.name}: {case.title}: booting and filling the guest", flush=True)
+    warm_up(min(case.memory * 2 + 2 * GIB, available() - 2 * GIB))
+    store = TestStore()
+    found: report.Rounds = {report.PEER: [], **{name: [] for name in case.variants}}
+    try:
+        with Guest(**case.guest) as guest:
+            meter = Meter(guest)
+            rate = store_rate(store.path)
+            for number in range(rounds):
+                for name in found:
+                    engines.heal_huge_pages(guest)
+                    take = functools.partial(engines.peer, guest, store)
+                    if name != report.PEER:
+                        take = functools.partial(engines.ours, guest, store, **case.variants[name])
+                    measure = engines.measure(guest, meter, take)
+                    before, rate = rate, store_rate(store.path)
+                    found[name].append(replace(measure, store_rate=(before + rate) / 2))
+                    print(
+                        f"{case.name}: {number + 1} of {rounds}, {name}: {found[name][-1]}",
+                        flush=True,
+                    )
+            meter.close()
+    finally:
+        store.remove()
+    return report.judge(case, found)
+
+
+def machine() -> dict[str, Any]:
+    """Where it was measured."""
+    version = subprocess.run(
+        ["qemu-system-x86_64", "--version"], capture_output=True, text=True, check=True
+    ).stdout.splitlines()[0]
+    return {
+        "kernel": platform.release(),
+        "cpus": os.cpu_count(),
+        "qemu": version,
+        "memory_bytes": os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"),
+    }
+
+
+def main() -> int:
+    """Exit code 0 whatever the figures; 2 for bad arguments."""
+    try:
+        cases = chosen(os.environ.get("BENCH", ""))
+    except ValueError as error:
+        print(error, file=sys.stderr)
+        return 2
+    results: dict[str, Any] = {"machine": machine(), "cases": {}}
+    tables = []
+    for case in cases:
+        begun = time.monotonic()
+        rounds = int(os.environ.get("BENCH_ROUNDS", case.rounds))
+        results["cases"][case.name] = judged = run_case(case, rounds)
+        tables.append(report.table(case.name, judged))
+        print(f"{case.name}: {time.monotonic() - begun:.0f} s in all", flush=True)
+    out = REPO / "build" / "bench.json"
+    out.parent.mkdir(exist_ok=True)
+    out.write_text(json.dumps(results, indent=2) + "\n")
+    print("\n\n".join(["", *tables, f"{out} has every round."]))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -75,7 +75,7 @@ static void run_new(struct run *r, struct lab *l, size_t staging)
 {
     memset(r, 0, sizeof *r);
     r->lab = l;
-    r->stage = ls_stage_new(staging, 1 << 20, NULL, NULL, &r->err);
+    r->stage = ls_stage_new(staging, staging, 1 << 20, NULL, NULL, &r->err);
     assert_non_null(r->stage);
     for (unsigned i = 0; i < l->blocks; i++) {
         r->image[i] = malloc(l->block[i].size);
@@ -126,6 +126,18 @@ static void begin(struct run *r, bool old_pagemap, unsigned sweepers)
         memset(r->image[i], 0x5a, r->lab->block[i].size);
     atomic_store(&r->finish, 0);
     pthread_create(&r->store, NULL, store_main, r);
+}
+
+/* Protected while the writers write: faults are let go until arm. */
+static void prearm(struct run *r)
+{
+    struct ls_protect_result got;
+    bool done = false;
+
+    if (ls_engine_prearm(r->engine, &done, &got, &r->err))
+        fail_msg("%s", r->err.message);
+    assert_true(done);
+    usleep(2000);
 }
 
 static void arm(struct run *r)
@@ -235,6 +247,8 @@ static void hunt(bool old_pagemap, bool huge, size_t staging, unsigned n)
         if (i == 1)
             huge_before = huge_bytes(&l, 0);
         begin(&r, old_pagemap, 1 + i % 2);
+        if (i % 3 == 1)
+            prearm(&r);
         arm(&r);
         switch (wait_end(&r)) {
         case -1:

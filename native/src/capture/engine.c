@@ -20,6 +20,13 @@ static unsigned limit(unsigned value, unsigned low, unsigned high)
     return value < low ? low : value > high ? high : value;
 }
 
+uint32_t ls_engine_reserve(const struct ls_engine *e)
+{
+    /* relaxed: staging may grow or shrink at any time */
+    return limit(atomic_load_explicit(&e->stage->usable, memory_order_relaxed) / 8,
+                 e->fault_threads + 1, 64);
+}
+
 void ls_engine_tell(struct ls_engine *e)
 {
     uint64_t one = 1;
@@ -69,12 +76,12 @@ int ls_engine_new(struct ls_engine **engine, const struct ls_engine_options *o,
     e->uffd = o->uffd;
     e->stage = o->stage;
     e->progress = o->progress;
+    e->prearm_bytes = o->prearm_bytes;
     e->fault_threads = limit(o->fault_threads, 1, LS_FAULT_THREADS_MAX);
     e->sweep_threads = limit(o->sweep_threads, 1, LS_SWEEP_THREADS_MAX);
     e->pagemap.fd = -1;
     e->kick = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
     e->news = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
-    e->reserve = limit(e->stage->usable / 8, e->fault_threads + 1, 64);
     atomic_init(&e->mode, LS_MODE_RELEASE);
     if (e->kick < 0 || e->news < 0) {
         ls_fail_errno(err, LS_INTERNAL, "eventfd", "cannot make an eventfd");
@@ -99,9 +106,11 @@ static void drop_bitmaps(struct ls_engine *e)
     free(e->saved);
     free(e->populated);
     free(e->huge);
+    free(e->faulted);
     e->claimed = e->saved = NULL;
     e->populated = NULL;
     e->huge = NULL;
+    e->faulted = NULL;
 }
 
 #ifdef LS_FAULTS
@@ -121,19 +130,44 @@ static void choose_sabotage(struct ls_engine *e)
 }
 #endif
 
-int ls_engine_set_layout(struct ls_engine *e, struct ls_layout *layout, struct ls_error *err)
+/* Changes the mode and waits until no fault thread follows the one before. */
+static int change_mode(struct ls_engine *e, enum ls_mode mode, struct ls_error *err)
+{
+    static const struct timespec pause = {.tv_nsec = 10000};
+    uint64_t drained, one = 1;
+
+    /* release: what was prepared for the mode comes before it */
+    atomic_store_explicit(&e->mode, mode, memory_order_release);
+    if (write(e->kick, &one, sizeof one) < 0)
+        return ls_fail_errno(err, LS_INTERNAL, "eventfd", "cannot kick the fault threads");
+    for (unsigned i = 0; i < e->fault_threads; i++)
+        for (unsigned tries = 0;
+             /* acquire: pairs with the thread's release */
+             atomic_load_explicit(&e->fault[i].ack, memory_order_acquire) != mode; tries++) {
+            if (tries > 200000) /* 2 s and more */
+                return ls_fail(err, LS_INTERNAL, "threads", "a fault thread does not answer");
+            nanosleep(&pause, NULL);
+        }
+    if (read(e->kick, &drained, sizeof drained) < 0 && errno != EAGAIN)
+        return ls_fail_errno(err, LS_INTERNAL, "eventfd", "cannot read an eventfd");
+    return 0;
+}
+
+static int take_layout(struct ls_engine *e, struct ls_layout *layout, struct ls_error *err)
 {
     size_t words = layout->pages / 64;
 
     ls_layout_free(&e->layout);
     drop_bitmaps(e);
     e->layout = *layout;
+    e->registered = false;
     memset(layout, 0, sizeof *layout);
     e->claimed = calloc(words, 8);
     e->saved = calloc(words, 8);
     e->populated = calloc(words, 8);
     e->huge = calloc(e->layout.chunks, 1);
-    if (!e->claimed || !e->saved || !e->populated || !e->huge)
+    e->faulted = calloc(e->layout.chunks, 1);
+    if (!e->claimed || !e->saved || !e->populated || !e->huge || !e->faulted)
         return ls_fail(err, LS_INTERNAL, "memory", "out of memory");
     if (words > e->stage->zero_words)
         return ls_fail(err, LS_REFUSED, "ramblock",
@@ -145,6 +179,21 @@ int ls_engine_set_layout(struct ls_engine *e, struct ls_layout *layout, struct l
     choose_sabotage(e);
 #endif
     return 0;
+}
+
+int ls_engine_set_layout(struct ls_engine *e, struct ls_layout *layout, struct ls_error *err)
+{
+    bool watching = e->fault[0].running;
+    int rc;
+
+    if (watching && change_mode(e, LS_MODE_PARKED, err)) {
+        ls_layout_free(layout);
+        return -1;
+    }
+    rc = take_layout(e, layout, err);
+    /* Released by the new one: who waits for a range that is in no layout is woken when all ends.
+     */
+    return rc || (watching && change_mode(e, LS_MODE_RELEASE, err)) ? -1 : 0;
 }
 
 static int start_thread(pthread_t *thread, bool *running, void *(*run)(void *), void *arg,
@@ -168,17 +217,21 @@ static int start_thread(pthread_t *thread, bool *running, void *(*run)(void *), 
 static int register_all(struct ls_engine *e, struct ls_error *err)
 {
     struct ls_progress *p = e->progress;
+    uint32_t have;
 
     if (e->registered)
         return 0;
-    if (e->layout.count > LS_PROGRESS_MAX_RANGES)
+    /* relaxed: only this thread changes it. A later layout's ranges come behind an earlier one's.
+     */
+    have = atomic_load_explicit(&p->range_count, memory_order_relaxed);
+    if (have + e->layout.count > LS_PROGRESS_MAX_RANGES)
         return ls_fail(err, LS_REFUSED, "ramblock", "the guest has too many RAM blocks");
     for (uint32_t i = 0; i < e->layout.count; i++) {
-        p->ranges[i].start = e->layout.block[i].host;
-        p->ranges[i].length = e->layout.block[i].length;
+        p->ranges[have + i].start = e->layout.block[i].host;
+        p->ranges[have + i].length = e->layout.block[i].length;
     }
     /* release: the guard reads the ranges after the count; set before the first registration */
-    atomic_store_explicit(&p->range_count, e->layout.count, memory_order_release);
+    atomic_store_explicit(&p->range_count, have + e->layout.count, memory_order_release);
     atomic_store_explicit(&p->state, LS_PROGRESS_PROTECTING, memory_order_release);
     e->registered = true;
     for (uint32_t i = 0; i < e->layout.count; i++) {
@@ -187,12 +240,30 @@ static int register_all(struct ls_engine *e, struct ls_error *err)
         if (ls_uffd_register(e->uffd, b->host, b->length, err))
             return ls_context(err, "RAM block '%s'", b->id);
     }
-    for (unsigned i = 0; i < e->fault_threads; i++) {
+    for (unsigned i = 0; i < e->fault_threads && !e->fault[i].running; i++) {
         e->fault[i].engine = e;
         if (start_thread(&e->fault[i].thread, &e->fault[i].running, ls_fault_main, &e->fault[i],
                          err))
             return -1;
     }
+    return 0;
+}
+
+int ls_engine_prearm(struct ls_engine *e, bool *done, struct ls_protect_result *result,
+                     struct ls_error *err)
+{
+    struct ls_scan_result scan;
+
+    *done = false;
+    if (ls_scan_all(e, false, &scan, err))
+        return -1;
+    result->pages = scan.populated;
+    result->scans = 1;
+    if (scan.small * LS_SMALL < e->prearm_bytes)
+        return 0;
+    if (register_all(e, err) || ls_protect_all(e, err))
+        return -1;
+    *done = e->protected_once = true;
     return 0;
 }
 
@@ -204,6 +275,9 @@ int ls_engine_protect(struct ls_engine *e, struct ls_protect_result *result, str
         return -1;
     if (LS_FAULT("capture.protect"))
         return ls_fail(err, LS_INTERNAL, "fault", "fault point capture.protect");
+    if (!e->protected_once && ls_protect_all(e, err))
+        return -1;
+    e->protected_once = true;
     result->scans = 0;
     do {
         struct ls_error failed;
@@ -213,7 +287,7 @@ int ls_engine_protect(struct ls_engine *e, struct ls_protect_result *result, str
                            "RAM is written all the time although the guest is stopped");
         /* acq_rel: a discard before this scan is seen by this scan */
         atomic_exchange_explicit(&e->removed, 0, memory_order_acq_rel);
-        if (ls_protect_all(e, err) || ls_scan_all(e, false, &scan, err))
+        if (ls_protect_written(e, &scan, err))
             return -1;
         if (ls_engine_failed(e, &failed)) {
             *err = failed;
@@ -221,29 +295,6 @@ int ls_engine_protect(struct ls_engine *e, struct ls_protect_result *result, str
         }
     } while (scan.unprotected > 0);
     result->pages = scan.populated;
-    return 0;
-}
-
-/* Changes the mode and waits until no fault thread follows the one before. */
-static int change_mode(struct ls_engine *e, enum ls_mode mode, struct ls_error *err)
-{
-    static const struct timespec pause = {.tv_nsec = 10000};
-    uint64_t drained, one = 1;
-
-    /* release: what was prepared for the mode comes before it */
-    atomic_store_explicit(&e->mode, mode, memory_order_release);
-    if (write(e->kick, &one, sizeof one) < 0)
-        return ls_fail_errno(err, LS_INTERNAL, "eventfd", "cannot kick the fault threads");
-    for (unsigned i = 0; i < e->fault_threads; i++)
-        for (unsigned tries = 0;
-             /* acquire: pairs with the thread's release */
-             atomic_load_explicit(&e->fault[i].ack, memory_order_acquire) != mode; tries++) {
-            if (tries > 200000) /* 2 s and more */
-                return ls_fail(err, LS_INTERNAL, "threads", "a fault thread does not answer");
-            nanosleep(&pause, NULL);
-        }
-    if (read(e->kick, &drained, sizeof drained) < 0 && errno != EAGAIN)
-        return ls_fail_errno(err, LS_INTERNAL, "eventfd", "cannot read an eventfd");
     return 0;
 }
 
@@ -323,19 +374,26 @@ static void unregister(struct ls_engine *e, uint64_t start, uint64_t length)
     }
 }
 
-void ls_engine_release(struct ls_engine *e)
+static void stop(struct ls_engine *e, enum ls_stop how)
 {
     uint64_t one = 1;
 
     /* release: all that was done before is seen by who stops */
-    atomic_store_explicit(&e->stop, 1, memory_order_release);
+    atomic_store_explicit(&e->stop, how, memory_order_release);
     if (write(e->kick, &one, sizeof one) < 0)
         errno = 0; /* they look every 100 ms anyway */
     ls_stage_wake_all(e->stage);
-    /* First the guest, then our threads: none of theirs must wait for one of ours. */
+}
+
+void ls_engine_release(struct ls_engine *e)
+{
+    /* First the guest, then our threads: none of theirs must wait for one of ours. Lifting all
+     * protection takes up to 33 ms a GiB; who needs a page meanwhile gets it by a fault. */
+    stop(e, LS_LETTING_GO);
     if (e->registered && e->uffd >= 0)
         for (uint32_t i = 0; i < e->layout.count; i++)
             unregister(e, e->layout.block[i].host, e->layout.block[i].length);
+    stop(e, LS_STOPPED);
     for (unsigned i = 0; i < LS_SWEEP_THREADS_MAX; i++)
         if (e->sweep[i].running) {
             pthread_join(e->sweep[i].thread, NULL);

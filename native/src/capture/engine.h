@@ -32,6 +32,14 @@ enum ls_mode {
     LS_MODE_COPY = 3,    /* save, then let it go */
 };
 
+/* How far the end of an engine is. */
+enum ls_stop {
+    LS_GOING_ON = 0,
+    LS_LETTING_GO =
+        1,          /* nothing is saved any more; fault threads let go of what they are asked for */
+    LS_STOPPED = 2, /* threads end */
+};
+
 /* The slot that a thread fills at present. */
 struct ls_stager {
     bool held;
@@ -65,6 +73,7 @@ struct ls_engine_options {
     unsigned fault_threads;
     unsigned sweep_threads;
     bool force_pagemap_file; /* as on a kernel without PAGEMAP_SCAN */
+    uint64_t prearm_bytes;   /* so much RAM in small pages is protected before the pause */
     struct ls_stage *stage;
     struct ls_progress *progress;
 };
@@ -77,13 +86,13 @@ struct ls_engine {
     struct ls_progress *progress;
     struct ls_layout layout;
     bool registered;
+    uint64_t prearm_bytes;
+    bool protected_once; /* all of it was; since then only what was written is not */
     unsigned fault_threads, sweep_threads;
-    uint32_t reserve; /* slots that sweep workers leave to faults */
-
     int kick; /* eventfd: fault threads, look at mode and stop */
     int news; /* eventfd: main thread, look at `failed` and `saved_pages` */
     _Atomic uint32_t mode;
-    _Atomic uint32_t stop;
+    _Atomic uint32_t stop;    /* enum ls_stop */
     _Atomic uint32_t removed; /* RAM was discarded since the last scan */
 
     /* Bitmaps over the layout's pages. */
@@ -91,6 +100,7 @@ struct ls_engine {
     _Atomic uint64_t *saved;   /* set after copy and proof, before release */
     uint64_t *populated;       /* had content when armed; written while fault threads are parked */
     uint8_t *huge;             /* a byte a chunk: mapped as one huge page when armed; likewise */
+    _Atomic uint8_t *faulted;  /* a byte a chunk: a fault was served in it */
 
     _Atomic uint64_t next_chunk;
     _Atomic uint64_t saved_pages;
@@ -115,13 +125,20 @@ int ls_engine_new(struct ls_engine **engine, const struct ls_engine_options *opt
                   struct ls_error *err);
 
 /* The layout is the engine's from then on, also on failure; may be called again before
- * ls_engine_arm() has succeeded. */
+ * ls_engine_arm() has succeeded. What was protected of an earlier layout stays so. */
 int ls_engine_set_layout(struct ls_engine *e, struct ls_layout *layout, struct ls_error *err);
 
 struct ls_protect_result {
     uint64_t pages; /* that are populated, and protected */
     unsigned scans;
 };
+
+/*
+ * While the guest runs: registers and protects all of RAM if so much of it is in small pages that
+ * this would take long in the pause (*done), else does nothing. Faults are let go in chunks.
+ */
+int ls_engine_prearm(struct ls_engine *e, bool *done, struct ls_protect_result *result,
+                     struct ls_error *err);
 
 /* Registers what is not yet registered and protects all that is populated, until a scan names no
  * page that is not. Faults are let go. */
@@ -160,7 +177,7 @@ void ls_engine_tell(struct ls_engine *e);
 static inline bool ls_engine_stopping(const struct ls_engine *e)
 {
     /* acquire: whoever stops has finished what it did before */
-    return atomic_load_explicit(&e->stop, memory_order_acquire) != 0;
+    return atomic_load_explicit(&e->stop, memory_order_acquire) != LS_GOING_ON;
 }
 
 /*
@@ -182,11 +199,14 @@ void ls_chunk_pages(const struct ls_engine *e, const struct ls_block *b, uint64_
 struct ls_scan_result {
     uint64_t populated;
     uint64_t unprotected;
+    uint64_t small; /* populated and not part of a huge page */
 };
 int ls_scan_all(struct ls_engine *e, bool record, struct ls_scan_result *result,
                 struct ls_error *err);
 /* Protects all that is populated, in one round. */
 int ls_protect_all(struct ls_engine *e, struct ls_error *err);
+/* The same as ls_scan_all() without a record, protecting on the way what is not protected. */
+int ls_protect_written(struct ls_engine *e, struct ls_scan_result *result, struct ls_error *err);
 /* The proof: 0 if all pages of `data` are there and protected; else how many are not; -1, errno. */
 int ls_scan_proof(struct ls_engine *e, uint64_t chunk_address, const struct ls_mask *data);
 
@@ -194,6 +214,9 @@ void *ls_fault_main(void *thread);
 /* Reads and handles waiting events; faults are stashed. For ioctls that got EAGAIN. */
 void ls_fault_drain(struct ls_fault_thread *t);
 void *ls_sweep_main(void *thread);
+
+/* Slots that sweep workers leave to faults. */
+uint32_t ls_engine_reserve(const struct ls_engine *e);
 
 static inline void ls_engine_tick(struct ls_engine *e)
 {

@@ -13,6 +13,7 @@
 
 #define IDLE_MS 100
 #define BATCH 8
+#define NEIGHBOURS 16u /* pages, 64 KiB */
 
 static uint64_t now_ns(void)
 {
@@ -124,20 +125,29 @@ void ls_fault_drain(struct ls_fault_thread *t)
     sched_yield();
 }
 
-/* Before arm: nothing is kept, so let go of the whole chunk at once. */
-static void release_fault(struct ls_fault_thread *t, uint64_t address)
+static bool stopped(const struct ls_engine *e)
+{
+    /* acquire: the main thread has finished with the userfaultfd */
+    return atomic_load_explicit(&e->stop, memory_order_acquire) == LS_STOPPED;
+}
+
+/* Before arm, or after the end: nothing is kept, so let go of the whole chunk at once. Also for an
+ * address that is in no block any more, as blocks may become shorter between prearm and protect. */
+static void release_fault(struct ls_fault_thread *t, const struct ls_block *b, uint64_t address)
 {
     struct ls_engine *e = t->engine;
-    const struct ls_block *b = ls_layout_find(&e->layout, address);
     uint64_t from = address & ~(LS_HUGE - 1), to = from + LS_HUGE;
 
-    if (!b)
-        return;
-    if (from < b->host)
-        from = b->host;
-    if (to > b->host + b->length)
-        to = b->host + b->length;
-    while (from < to && !ls_engine_stopping(e)) {
+    if (!b) {
+        from = address;
+        to = address + LS_SMALL;
+    } else {
+        if (from < b->host)
+            from = b->host;
+        if (to > b->host + b->length)
+            to = b->host + b->length;
+    }
+    while (from < to && !stopped(e)) {
         if (ls_uffd_protect(e->uffd, from, to - from, false, &from) == 0)
             break;
         if (ls_uffd_errno(errno) != LS_UFFD_AGAIN)
@@ -156,9 +166,9 @@ static int visit_protected(uint64_t start, uint64_t end, unsigned flags, void *a
 }
 
 /*
- * Somebody else has claimed the page. If it is not saved yet, who copies it wakes its waiters. If
- * it is, they have been woken, or will be in a moment; to be safe it is looked at. Never less than
- * the guest's own page is released: even a call that changes nothing splits a huge page.
+ * Somebody else may have claimed the page. If it is not saved yet, who copies it wakes its waiters.
+ * If it is, they have been woken, or will be in a moment; to be safe it is looked at. Never less
+ * than the guest's own page is released: even a call that changes nothing splits a huge page.
  */
 static void release_again(struct ls_engine *e, const struct ls_block *b, uint64_t address,
                           uint64_t page)
@@ -181,35 +191,53 @@ static void release_again(struct ls_engine *e, const struct ls_block *b, uint64_
     ls_uffd_protect(e->uffd, from, to - from, false, NULL);
 }
 
-static void save_fault(struct ls_fault_thread *t, uint64_t address)
+/*
+ * What is saved for a fault: a huge page as a whole, because less would split it. Of small pages
+ * the neighbourhood at first, and the whole chunk with the second fault in it: who writes in order,
+ * or often, comes back, and each fault costs as much as copying 128 KiB.
+ */
+static void granule(struct ls_engine *e, const struct ls_block *b, uint64_t page,
+                    struct ls_mask *want)
+{
+    uint64_t chunk = page / LS_CHUNK_PAGES;
+    unsigned at = (unsigned)(page % LS_CHUNK_PAGES) & ~(NEIGHBOURS - 1);
+
+    ls_chunk_pages(e, b, chunk, want);
+    /* relaxed: a guess at what comes next */
+    if (!e->huge[chunk] && !atomic_exchange_explicit(&e->faulted[chunk], 1, memory_order_relaxed)) {
+        struct ls_mask near = {{0}};
+
+        ls_mask_set_range(&near, at, at + NEIGHBOURS);
+        for (unsigned i = 0; i < LS_CHUNK_WORDS; i++)
+            want->word[i] &= near.word[i];
+    }
+}
+
+static void save_fault(struct ls_fault_thread *t, const struct ls_block *b, uint64_t address)
 {
     struct ls_engine *e = t->engine;
-    const struct ls_block *b = ls_layout_find(&e->layout, address);
-    struct ls_mask want = {{0}};
+    struct ls_mask want;
     uint64_t page, chunk;
 
-    if (!b)
-        return;
     page = ls_block_page(b, address);
     chunk = page / LS_CHUNK_PAGES;
-    if (e->huge[chunk])
-        ls_chunk_pages(e, b, chunk, &want);
-    else
-        ls_mask_set(&want, (unsigned)(page % LS_CHUNK_PAGES));
-    if (ls_save_pages(e, &t->stager, chunk, &want, t) != 0)
-        return;
-    release_again(e, b, address, page);
+    granule(e, b, page, &want);
+    if (ls_save_pages(e, &t->stager, chunk, &want, t) >= 0)
+        release_again(e, b, address, page);
+    else if (ls_engine_stopping(e))
+        release_fault(t, b, address);
 }
 
 static void handle(struct ls_fault_thread *t, uint32_t mode, uint64_t address)
 {
     struct ls_engine *e = t->engine;
+    const struct ls_block *b = ls_layout_find(&e->layout, address);
     uint64_t began = now_ns();
 
-    if (mode == LS_MODE_RELEASE) {
-        release_fault(t, address);
+    if (mode == LS_MODE_RELEASE || !b || ls_engine_stopping(e)) {
+        release_fault(t, b, address);
     } else {
-        save_fault(t, address);
+        save_fault(t, b, address);
         ls_histogram_add(&e->fault_time, now_ns() - began);
         atomic_fetch_add_explicit(&e->progress->faults, 1, memory_order_relaxed);
     }
@@ -221,7 +249,7 @@ void *ls_fault_main(void *arg)
     struct ls_fault_thread *t = arg;
     struct ls_engine *e = t->engine;
 
-    while (!ls_engine_stopping(e)) {
+    while (!stopped(e)) {
         struct pollfd p[2] = {{.fd = e->kick, .events = POLLIN}, {.fd = e->uffd, .events = POLLIN}};
         /* acquire: pairs with the release of who changes it */
         uint32_t mode = atomic_load_explicit(&e->mode, memory_order_acquire);

@@ -45,6 +45,41 @@ static void resume_ksm(struct ls_keeper *k)
 
 /* ---- requests ---- */
 
+/* The owner sends this while the guest runs; only RAM in small pages is worth it. */
+static int prearm(struct ls_keeper *k, struct ls_error *err)
+{
+    struct ls_protect_result got;
+    struct timespec began;
+    bool done;
+
+    if (k->phase != LS_PHASE_ATTACHED || k->prearmed)
+        return ls_fail(err, LS_USAGE, "request", "'prearm' came twice, or after 'protect'");
+    clock_gettime(CLOCK_MONOTONIC, &began);
+    if (ls_engine_set_layout(k->engine, &k->first, err) ||
+        ls_engine_prearm(k->engine, &done, &got, err))
+        return -1;
+    k->prearmed = true;
+    if (done)
+        ls_log(LOG_INFO, "protected RAM in small pages while the guest runs, %.0f ms",
+               ls_seconds_since(&began) * 1e3);
+    ls_events_send(&k->out,
+                   json_pack("{s:s, s:b, s:f, s:I}", "event", "prearmed", "done", done, "ms",
+                             ls_seconds_since(&began) * 1e3, "pages", (json_int_t)got.pages),
+                   true);
+    return 0;
+}
+
+/* The layout that RAM is captured by. One that was protected before the pause is kept if nothing
+ * has changed. */
+static int use_layout(struct ls_keeper *k, struct ls_layout *layout, struct ls_error *err)
+{
+    if (k->prearmed && ls_layout_same(&k->engine->layout, layout)) {
+        ls_layout_free(layout);
+        return 0;
+    }
+    return ls_engine_set_layout(k->engine, layout, err);
+}
+
 static int read_map(struct ls_keeper *k, const char *ramblock, struct ls_error *err)
 {
     struct ls_rammap map = {0};
@@ -71,7 +106,7 @@ static int read_map(struct ls_keeper *k, const char *ramblock, struct ls_error *
         ls_layout_free(&layout);
         return -1;
     }
-    if (ls_engine_set_layout(k->engine, &layout, err))
+    if (use_layout(k, &layout, err))
         return -1;
     k->has_layout = true;
     ls_stage_give_order(k->stage, LS_ORDER_CREATE);
@@ -147,6 +182,9 @@ static int handle_line(struct ls_keeper *k, const char *line, size_t length, str
     if (ls_request_parse(line, length, &r, err))
         return -1;
     switch (r.kind) {
+    case LS_REQUEST_PREARM:
+        rc = prearm(k, err);
+        break;
     case LS_REQUEST_PROTECT:
         rc = protect(k, &r, err);
         break;
@@ -193,11 +231,12 @@ static void send_progress(struct ls_keeper *k)
         return;
     clock_gettime(CLOCK_MONOTONIC, &k->reported_at);
     ls_events_send(&k->out,
-                   json_pack("{s:s, s:I, s:I, s:I, s:I}", "event", "progress", "done_bytes",
+                   json_pack("{s:s, s:I, s:I, s:I, s:I, s:I}", "event", "progress", "done_bytes",
                              (json_int_t)atomic_load_explicit(&p->done_bytes, memory_order_relaxed),
                              "total_bytes", (json_int_t)k->engine->layout.ram_bytes, "stored_bytes",
                              (json_int_t)stored, "faults",
-                             (json_int_t)atomic_load_explicit(&p->faults, memory_order_relaxed)),
+                             (json_int_t)atomic_load_explicit(&p->faults, memory_order_relaxed),
+                             "staging_bytes", (json_int_t)ls_stage_bytes(k->stage)),
                    false);
 }
 
@@ -222,7 +261,7 @@ static void send_done(struct ls_keeper *k)
 
     ls_events_send(
         &k->out,
-        json_pack("{s:s, s:f, s:I, s:I, s:I, s:I, s:{s:f, s:f, s:f}, s:{s:I, s:I}, s:s, s:[]}",
+        json_pack("{s:s, s:f, s:I, s:I, s:I, s:I, s:{s:f, s:f, s:f}, s:{s:I, s:I}, s:I, s:s, s:[]}",
                   "event", "done", "sweep_s", ls_seconds_since(&k->armed_at), "bytes",
                   (json_int_t)s->ram_bytes, "zero_bytes", (json_int_t)s->zero_bytes, "stored_bytes",
                   (json_int_t)s->stored_bytes, "faults",
@@ -232,6 +271,9 @@ static void send_done(struct ls_keeper *k)
                   "proof", "scans",
                   (json_int_t)atomic_load_explicit(&e->proof_scans, memory_order_relaxed), "chunks",
                   (json_int_t)atomic_load_explicit(&e->proof_chunks, memory_order_relaxed),
+                  "staging_bytes",
+                  (json_int_t)atomic_load_explicit(&k->stage->most_usable, memory_order_relaxed) *
+                      (json_int_t)LS_SLOT_BYTES,
                   "checksum", s->checksum, "warnings"),
         true);
 }
@@ -282,6 +324,7 @@ static int loop(struct ls_keeper *k, struct ls_error *err)
             {.fd = k->target_pidfd, .events = POLLIN},
             {.fd = k->writer_pidfd, .events = POLLIN},
             {.fd = more ? k->out.fd : -1, .events = POLLOUT},
+            {.fd = k->budget.pressure, .events = POLLPRI},
         };
 
         if (k->phase == LS_PHASE_RELEASED)
@@ -295,6 +338,9 @@ static int loop(struct ls_keeper *k, struct ls_error *err)
         if (p[0].revents && handle_input(k, err))
             return -1;
         rc = look(k, p[3].revents != 0, p[4].revents != 0, err);
+        if (p[6].revents)
+            ls_budget_press(&k->budget, k->stage);
+        ls_budget_look(&k->budget, k->stage, k->phase != LS_PHASE_RELEASED);
         send_progress(k);
     }
     return rc < 0 ? -1 : 0;
@@ -356,6 +402,7 @@ static void clean_up(struct ls_keeper *k)
     if (k->writer > 0)
         waitpid(k->writer, NULL, WNOHANG);
     ls_stage_free(k->stage);
+    ls_budget_close(&k->budget);
     if (k->progress)
         munmap(k->progress, sizeof *k->progress);
     free(k);
@@ -372,7 +419,7 @@ int ls_keeper_run(int in, int out)
     ls_log_part("capture");
     k->in.fd = in;
     k->out.fd = out;
-    k->progress_fd = k->writer_pidfd = k->target_pidfd = -1;
+    k->progress_fd = k->writer_pidfd = k->target_pidfd = k->budget.pressure = -1;
     if (read_start(k, &err) || ls_keeper_setup(k, &err) || loop(k, &err)) {
         throw_away(k);
         ls_log(err.cls == LS_ABORTED ? LOG_NOTICE : LOG_ERR, "no snapshot (%s): %s", err.reason,

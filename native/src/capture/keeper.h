@@ -9,6 +9,7 @@
 #include <stdbool.h>
 #include <time.h>
 
+#include "capture/budget.h"
 #include "capture/engine.h"
 #include "capture/events.h"
 #include "capture/request.h"
@@ -30,10 +31,12 @@ struct ls_keeper {
     struct ls_layout first; /* as found before attaching; ls_engine_set_layout() takes it */
     struct ls_rammap map;   /* likewise, to find the blocks again quickly */
     struct ls_stage *stage;
+    struct ls_budget budget;
     struct ls_progress *progress;
     int progress_fd;
     struct ls_engine *engine;
-    bool has_layout; /* the engine has one */
+    bool prearmed;   /* the engine has `first`, and may have protected it */
+    bool has_layout; /* the engine has the one that the image is of */
     bool ksm_held;
 
     pid_t writer;

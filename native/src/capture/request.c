@@ -152,6 +152,9 @@ static int fill(json_t *o, struct ls_request *r, struct ls_error *err)
             return -1;
     } else if (strcmp(kind, "protect") == 0) {
         r->kind = LS_REQUEST_PROTECT;
+    } else if (strcmp(kind, "prearm") == 0) {
+        r->kind = LS_REQUEST_PREARM;
+        return 0;
     } else if (strcmp(kind, "arm") == 0) {
         r->kind = LS_REQUEST_ARM;
         return 0;

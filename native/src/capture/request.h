@@ -16,6 +16,7 @@
 
 enum ls_request_kind {
     LS_REQUEST_START,
+    LS_REQUEST_PREARM,
     LS_REQUEST_PROTECT,
     LS_REQUEST_ARM,
     LS_REQUEST_ABORT,

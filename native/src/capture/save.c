@@ -50,7 +50,7 @@ static int make_room(struct ls_engine *e, struct ls_stager *s, unsigned pages,
 
         if (ls_engine_stopping(e))
             return -1;
-        if (ls_stage_take(e->stage, fault ? 0 : e->reserve, &s->slot))
+        if (ls_stage_take(e->stage, fault ? 0 : ls_engine_reserve(e), &s->slot))
             break;
         if (fault) {
             /* Waiting for the storage is not hanging; events must be read meanwhile. */
@@ -137,6 +137,15 @@ static int release_pages(struct ls_engine *e, uint64_t chunk, uint64_t address,
     return 0;
 }
 
+/* The slot's last extent, if it is of the same chunk: faults on neighbours come one after the
+ * other, and one long extent is stored faster, and smaller, than many short ones. */
+static struct ls_extent *last_of_chunk(struct ls_slot *slot, uint64_t first_page)
+{
+    struct ls_extent *x = slot->extents > 0 ? &slot->extent[slot->extents - 1] : NULL;
+
+    return x && x->page >= first_page && x->page < first_page + LS_CHUNK_PAGES ? x : NULL;
+}
+
 /* Notes which pages are zero and lists the others for the writer. */
 static unsigned sort_pages(struct ls_engine *e, struct ls_stager *s, uint64_t chunk,
                            const struct ls_mask *data, unsigned count)
@@ -144,7 +153,7 @@ static unsigned sort_pages(struct ls_engine *e, struct ls_stager *s, uint64_t ch
     struct ls_slot *slot = &e->stage->slot[s->slot];
     const uint8_t *at = (const uint8_t *)ls_slot_data(e->stage, s->slot) + s->used * LS_SMALL;
     uint64_t page = chunk * LS_CHUNK_PAGES;
-    struct ls_extent *x = NULL;
+    struct ls_extent *x = last_of_chunk(slot, page);
     struct ls_mask zero = {{0}};
     unsigned i = 0, zeros = 0;
 

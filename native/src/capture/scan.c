@@ -12,9 +12,11 @@ struct scan {
     struct ls_engine *e;
     const struct ls_block *block;
     bool record;
+    bool protect; /* what is not protected */
     uint64_t populated;
     uint64_t protected_pages;
-    uint64_t sabotaged; /* pages that a test build counts as protected */
+    uint64_t huge_pages; /* 4 KiB pages in huge ones */
+    uint64_t sabotaged;  /* pages that a test build counts as protected */
 };
 
 static void record_run(struct ls_engine *e, const struct ls_block *b, uint64_t start, uint64_t end)
@@ -37,6 +39,21 @@ static void record_huge(struct ls_engine *e, const struct ls_block *b, uint64_t 
         e->huge[ls_block_page(b, a) / LS_CHUNK_PAGES] = 1;
 }
 
+static int protect_range(const struct ls_block *b, uint64_t start, uint64_t end, void *arg)
+{
+    struct ls_engine *e = arg;
+
+    (void)b;
+    while (start < end) {
+        if (ls_uffd_protect(e->uffd, start, end - start, true, &start) == 0)
+            return 0;
+        if (ls_uffd_errno(errno) != LS_UFFD_AGAIN)
+            return -1;
+        sched_yield(); /* a fault thread reads the event that is in the way */
+    }
+    return 0;
+}
+
 static int visit(uint64_t start, uint64_t end, unsigned flags, void *arg)
 {
     struct scan *s = arg;
@@ -55,8 +72,12 @@ static int visit(uint64_t start, uint64_t end, unsigned flags, void *arg)
         if (s->record)
             record_run(s->e, s->block, start, end);
     }
+    if (flags & LS_PM_HUGE)
+        s->huge_pages += pages;
     if (s->record && (flags & LS_PM_HUGE))
         record_huge(s->e, s->block, start, end);
+    if (s->protect && !(flags & LS_PM_PROTECTED) && !s->block->shared)
+        return protect_range(s->block, start, end, s->e);
     return 0;
 }
 
@@ -123,6 +144,21 @@ static void forget_record(struct ls_engine *e)
     }
 }
 
+static int scan_blocks(struct scan *s, struct ls_scan_result *result, struct ls_error *err)
+{
+    for (uint32_t i = 0; i < s->e->layout.count; i++) {
+        s->block = &s->e->layout.block[i];
+        if (each_range(s->block, scan_range, s))
+            return ls_uffd_fail(err, errno, "look at", s->block->host, s->block->length);
+    }
+    result->populated = s->populated;
+    result->small = s->populated > s->huge_pages ? s->populated - s->huge_pages : 0;
+    result->unprotected = s->populated - s->protected_pages;
+    if (result->unprotected >= s->sabotaged)
+        result->unprotected -= s->sabotaged;
+    return 0;
+}
+
 int ls_scan_all(struct ls_engine *e, bool record, struct ls_scan_result *result,
                 struct ls_error *err)
 {
@@ -130,32 +166,17 @@ int ls_scan_all(struct ls_engine *e, bool record, struct ls_scan_result *result,
 
     if (record)
         forget_record(e);
-    for (uint32_t i = 0; i < e->layout.count; i++) {
-        s.block = &e->layout.block[i];
-        if (each_range(s.block, scan_range, &s))
-            return ls_uffd_fail(err, errno, "look at", s.block->host, s.block->length);
-    }
-    result->populated = s.populated;
-    result->unprotected = s.populated - s.protected_pages;
-    if (result->unprotected >= s.sabotaged)
-        result->unprotected -= s.sabotaged;
-    return 0;
+    return scan_blocks(&s, result, err);
 }
 
-static int protect_range(const struct ls_block *b, uint64_t start, uint64_t end, void *arg)
+#ifdef LS_FAULTS
+static void sabotage(struct ls_engine *e)
 {
-    struct ls_engine *e = arg;
-
-    (void)b;
-    while (start < end) {
-        if (ls_uffd_protect(e->uffd, start, end - start, true, &start) == 0)
-            return 0;
-        if (ls_uffd_errno(errno) != LS_UFFD_AGAIN)
-            return -1;
-        sched_yield(); /* a fault thread reads the event that is in the way */
-    }
-    return 0;
+    if (e->sabotage_end > e->sabotage_start)
+        ls_uffd_protect(e->uffd, e->sabotage_start, e->sabotage_end - e->sabotage_start, false,
+                        NULL);
 }
+#endif
 
 int ls_protect_all(struct ls_engine *e, struct ls_error *err)
 {
@@ -166,9 +187,26 @@ int ls_protect_all(struct ls_engine *e, struct ls_error *err)
             return ls_uffd_fail(err, errno, "write-protect", b->host, b->length);
     }
 #ifdef LS_FAULTS
-    if (e->sabotage_end > e->sabotage_start)
-        ls_uffd_protect(e->uffd, e->sabotage_start, e->sabotage_end - e->sabotage_start, false,
-                        NULL);
+    sabotage(e);
+#endif
+    return 0;
+}
+
+int ls_protect_written(struct ls_engine *e, struct ls_scan_result *result, struct ls_error *err)
+{
+    struct scan s = {.e = e, .protect = true};
+
+    if (scan_blocks(&s, result, err))
+        return -1;
+    /* Pages of shared memory that the target has not mapped are not seen one by one. */
+    for (uint32_t i = 0; i < e->layout.count && result->unprotected > 0; i++) {
+        const struct ls_block *b = &e->layout.block[i];
+
+        if (b->shared && each_range(b, protect_range, e))
+            return ls_uffd_fail(err, errno, "write-protect", b->host, b->length);
+    }
+#ifdef LS_FAULTS
+    sabotage(e);
 #endif
     return 0;
 }

@@ -1,50 +1,20 @@
 /* SPDX-License-Identifier: GPL-3.0-or-later */
 #include "capture/stage.h"
 
-#include <errno.h>
-#include <fcntl.h>
 #include <limits.h>
 #include <linux/futex.h>
-#include <stdio.h>
 #include <stdlib.h>
-#include <string.h>
 #include <sys/eventfd.h>
 #include <sys/mman.h>
-#include <sys/mount.h>
 #include <sys/syscall.h>
 #include <time.h>
 #include <unistd.h>
 
-#include "common/cleanup.h"
-
-#ifndef MADV_COLLAPSE
-#define MADV_COLLAPSE 25 /* Linux 6.1 */
-#endif
-
-#define RESERVE (256ull << 20) /* memory that `auto` leaves to the host besides the half */
-#define TOUCH_PIECE (32ull << 20)
-#define TOUCH_SECONDS 30 /* the owner waits for this; what is not touched by then is not used */
+#include "capture/stage_memory.h"
 
 static long futex(_Atomic uint32_t *word, int op, uint32_t value, const struct timespec *limit)
 {
     return syscall(SYS_futex, word, op, value, limit, NULL, 0);
-}
-
-uint64_t ls_stage_auto(uint64_t ram_bytes)
-{
-    uint64_t available = 0, kib;
-    FILE *f = fopen("/proc/meminfo", "re");
-    char line[128];
-
-    while (f && fgets(line, sizeof line, f))
-        if (sscanf(line, "MemAvailable: %lu kB", &kib) == 1)
-            available = kib << 10;
-    if (f)
-        fclose(f);
-    available = available > RESERVE ? (available - RESERVE) / 2 : 0;
-    /* A few slots more than RAM: each thread holds one that is not full. */
-    ram_bytes += LS_SLOTS_MIN * LS_SLOT_BYTES;
-    return available < ram_bytes ? available : ram_bytes;
 }
 
 static void *shared_memory(size_t bytes)
@@ -55,80 +25,6 @@ static void *shared_memory(size_t bytes)
         return NULL;
     madvise(p, bytes, MADV_DONTDUMP);
     return p;
-}
-
-/*
- * A file for the staging memory. memfds follow shmem_enabled, which is `never` nearly everywhere;
- * a tmpfs of our own may have huge pages. The mount is never attached to any path: it ends with its
- * last file. Without the right to mount, or before Linux 5.2, it is a memfd after all.
- */
-static int staging_file(void)
-{
-    LS_AUTO_CLOSE int fs = fsopen("tmpfs", FSOPEN_CLOEXEC);
-    LS_AUTO_CLOSE int mount = -1;
-    int fd = -1;
-
-    if (fs >= 0 && fsconfig(fs, FSCONFIG_SET_STRING, "huge", "always", 0) == 0 &&
-        fsconfig(fs, FSCONFIG_SET_STRING, "size", "0", 0) == 0 && /* no limit of its own */
-        fsconfig(fs, FSCONFIG_CMD_CREATE, NULL, NULL, 0) == 0)
-        mount = fsmount(fs, FSMOUNT_CLOEXEC, MOUNT_ATTR_NOSUID | MOUNT_ATTR_NODEV);
-    if (mount >= 0)
-        fd = openat(mount, ".", O_TMPFILE | O_RDWR | O_CLOEXEC, 0600);
-    return fd >= 0 ? fd : memfd_create("livesnap-staging", MFD_CLOEXEC);
-}
-
-/* The staging memory itself, at an address that is a multiple of a huge page. */
-static uint8_t *staging_memory(uint64_t bytes, struct ls_error *err)
-{
-    LS_AUTO_CLOSE int fd = staging_file();
-    uint8_t *room, *at;
-
-    if (fd < 0 || ftruncate(fd, (off_t)bytes) < 0) {
-        ls_fail_errno(err, LS_INTERNAL, "staging", "cannot make %llu bytes of staging memory",
-                      (unsigned long long)bytes);
-        return NULL;
-    }
-    room = mmap(NULL, bytes + LS_SLOT_BYTES, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-    if (room == MAP_FAILED) {
-        ls_fail_errno(err, LS_INTERNAL, "staging", "no room for %llu bytes of staging memory",
-                      (unsigned long long)bytes);
-        return NULL;
-    }
-    at = (uint8_t *)(((uintptr_t)room + LS_SLOT_BYTES - 1) & ~(uintptr_t)(LS_SLOT_BYTES - 1));
-    if (mmap(at, bytes, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_FIXED, fd, 0) == MAP_FAILED) {
-        ls_fail_errno(err, LS_INTERNAL, "staging", "cannot map %llu bytes of staging memory",
-                      (unsigned long long)bytes);
-        munmap(room, bytes + LS_SLOT_BYTES);
-        return NULL;
-    }
-    if (at > room)
-        munmap(room, (size_t)(at - room));
-    munmap(at + bytes, (size_t)(room + LS_SLOT_BYTES - at));
-    madvise(at, bytes, MADV_HUGEPAGE);
-    madvise(at, bytes, MADV_DONTDUMP);
-    return at;
-}
-
-static int touch(struct ls_stage *s, bool (*stop)(void *), void *arg, struct ls_error *err)
-{
-    time_t began = time(NULL);
-
-    for (uint64_t at = 0; at < s->bytes; at += TOUCH_PIECE) {
-        uint64_t n = s->bytes - at < TOUCH_PIECE ? s->bytes - at : TOUCH_PIECE;
-
-        if (stop && stop(arg))
-            return ls_fail(err, LS_ABORTED, "aborted", "aborted while staging was made ready");
-        if (time(NULL) - began > TOUCH_SECONDS && at >= LS_SLOTS_MIN * LS_SLOT_BYTES) {
-            munmap(s->data + at, s->bytes - at);
-            s->bytes = at;
-            break;
-        }
-        /* Asks for huge pages whatever shmem_enabled says; a refusal costs only speed. */
-        madvise(s->data + at, n, MADV_COLLAPSE);
-        for (uint64_t i = 0; i < n; i += 4096)
-            ((volatile uint8_t *)s->data)[at + i] = 0;
-    }
-    return 0;
 }
 
 static uint64_t power_of_two(uint64_t n)
@@ -159,16 +55,18 @@ static size_t place(struct ls_stage *s, uint8_t *at, uint32_t slots, uint64_t wo
     return cell_b + cells * sizeof(struct ls_queue_cell);
 }
 
-struct ls_stage *ls_stage_new(uint64_t bytes, uint64_t pages, bool (*stop)(void *), void *arg,
-                              struct ls_error *err)
+struct ls_stage *ls_stage_new(uint64_t bytes, uint64_t most, uint64_t pages, bool (*stop)(void *),
+                              void *arg, struct ls_error *err)
 {
     uint64_t words = (pages + 63) / 64;
-    uint32_t slots = (uint32_t)(bytes / LS_SLOT_BYTES);
+    uint32_t wanted = (uint32_t)(bytes / LS_SLOT_BYTES), slots = (uint32_t)(most / LS_SLOT_BYTES);
     struct ls_stage *s;
     size_t size;
 
-    if (slots < LS_SLOTS_MIN)
-        slots = LS_SLOTS_MIN;
+    if (wanted < LS_SLOTS_MIN)
+        wanted = LS_SLOTS_MIN;
+    if (slots < wanted)
+        slots = wanted;
     size = place(NULL, NULL, slots, words);
     s = shared_memory(size);
     if (!s) {
@@ -177,17 +75,22 @@ struct ls_stage *ls_stage_new(uint64_t bytes, uint64_t pages, bool (*stop)(void 
     }
     place(s, (uint8_t *)s, slots, words);
     s->slots = slots;
-    s->bytes = slots * LS_SLOT_BYTES;
     s->zero_words = words;
     s->notify = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
-    s->data = staging_memory(s->bytes, err);
-    if (!s->data || touch(s, stop, arg, err)) {
+    s->data = ls_stage_memory_map(slots, err);
+    s->empty = calloc(slots, sizeof *s->empty);
+    if (!s->data || !s->empty) {
+        if (s->data)
+            ls_fail(err, LS_INTERNAL, "memory", "out of memory");
         ls_stage_free(s);
         return NULL;
     }
-    s->usable = (uint32_t)(s->bytes / LS_SLOT_BYTES);
-    for (uint32_t i = 0; i < s->usable; i++)
-        ls_stage_give(s, i);
+    for (uint32_t i = slots; i > 0; i--)
+        s->empty[s->empty_count++] = i - 1;
+    if (ls_stage_fill(s, wanted, stop, arg, err)) {
+        ls_stage_free(s);
+        return NULL;
+    }
     return s;
 }
 
@@ -196,15 +99,16 @@ void ls_stage_free(struct ls_stage *s)
     if (!s)
         return;
     if (s->data)
-        munmap(s->data, s->bytes);
+        munmap(s->data, s->slots * LS_SLOT_BYTES);
     if (s->notify >= 0)
         close(s->notify);
+    free(s->empty);
     munmap(s, place(NULL, NULL, s->slots, s->zero_words));
 }
 
 int ls_stage_read_only(struct ls_stage *s, struct ls_error *err)
 {
-    if (mprotect(s->data, s->bytes, PROT_READ) < 0)
+    if (mprotect(s->data, s->slots * LS_SLOT_BYTES, PROT_READ) < 0)
         return ls_fail_errno(err, LS_INTERNAL, "staging", "cannot protect the staging memory");
     return 0;
 }

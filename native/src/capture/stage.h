@@ -56,10 +56,8 @@ struct ls_stage_block {
 struct ls_stage {
     /* set before the fork, constant */
     uint8_t *data;
-    uint64_t bytes;  /* that are touched and used */
-    uint32_t slots;  /* that were asked for */
-    uint32_t usable; /* that were ready in time */
-    int notify;      /* eventfd: the writer has news for the keeper */
+    uint32_t slots; /* that there is room for in the address space */
+    int notify;     /* eventfd: the writer has news for the keeper */
     struct ls_slot *slot;
     uint64_t zero_words; /* room of the zero map */
 
@@ -72,6 +70,13 @@ struct ls_stage {
     _Atomic uint32_t filled_waiters;
     /* Slots in the free queue, for the reserve; relaxed, a moment's value. */
     _Atomic int32_t free_count;
+    /* Slots that have memory, written by the keeper's main thread; relaxed, for rules of thumb. */
+    _Atomic uint32_t usable;
+    _Atomic uint32_t most_usable; /* the most of them that there were */
+
+    /* The keeper's main thread alone: slots that have no memory at present. */
+    uint32_t *empty;
+    uint32_t empty_count;
 
     _Atomic uint32_t order; /* enum ls_stage_order; release by the keeper, acquire by the writer */
     _Atomic uint32_t state; /* enum ls_stage_state; release by the writer, acquire by the keeper */
@@ -94,18 +99,13 @@ struct ls_stage {
 };
 
 /*
- * Makes a stage of `bytes` (rounded to slots) whose staging memory is in huge pages where the
- * kernel gives them, and touched: fresh memory is slow. What cannot be touched in half a minute is
- * not used. `pages` is the room of the zero map.
- * `stop` is asked now and then, and ends the work with LS_ABORTED.
+ * Makes a stage of `bytes` (rounded to slots) with room for `most` (see stage_memory.h). What
+ * cannot be touched in half a minute is not used. `pages` is the room of the zero map. `stop` is
+ * asked now and then, and ends the work with LS_ABORTED.
  */
-struct ls_stage *ls_stage_new(uint64_t bytes, uint64_t pages, bool (*stop)(void *), void *arg,
-                              struct ls_error *err);
+struct ls_stage *ls_stage_new(uint64_t bytes, uint64_t most, uint64_t pages, bool (*stop)(void *),
+                              void *arg, struct ls_error *err);
 void ls_stage_free(struct ls_stage *stage);
-
-/* What `staging: auto` means for a guest with this much RAM: at most half of the memory that is
- * available less a reserve, and not more than the RAM. */
-uint64_t ls_stage_auto(uint64_t ram_bytes);
 
 /* In the writer, right after the fork: takes the right to write to the staging memory away. */
 int ls_stage_read_only(struct ls_stage *stage, struct ls_error *err);
@@ -124,6 +124,11 @@ void ls_stage_wait_filled(struct ls_stage *stage, uint32_t seen, unsigned ms);
 void ls_stage_wake_all(struct ls_stage *stage);
 
 void ls_stage_give_order(struct ls_stage *stage, enum ls_stage_order order);
+
+static inline uint64_t ls_stage_bytes(const struct ls_stage *stage)
+{
+    return (uint64_t)atomic_load_explicit(&stage->usable, memory_order_relaxed) * LS_SLOT_BYTES;
+}
 
 static inline void *ls_slot_data(const struct ls_stage *stage, uint32_t slot)
 {

@@ -18,6 +18,7 @@
 #include "common/fault.h"
 
 #define LOOK_MS 200 /* how often waiting threads look whether the keeper lives */
+#define NICE 19     /* of threads that nobody waits for */
 
 struct writer {
     struct ls_stage *stage;
@@ -128,6 +129,36 @@ static int store_slot(struct writer *w, struct ls_image_codec *codec, uint32_t s
     return 0;
 }
 
+/*
+ * Guests come first: compression has what they leave. But while staging is short, guests wait for
+ * this very thread. Raising it again needs CAP_SYS_NICE; without it, it stays kind.
+ */
+static void choose_priority(struct writer *w, enum ls_stage_order order, int *nice)
+{
+    /* relaxed: a rule of thumb */
+    bool urgent = order != LS_ORDER_FINISH &&
+                  atomic_load_explicit(&w->stage->free_count, memory_order_relaxed) * 2 <
+                      (int32_t)atomic_load_explicit(&w->stage->usable, memory_order_relaxed);
+    int wanted = urgent ? 0 : NICE;
+
+    if (wanted == *nice)
+        return;
+    *nice = wanted;
+    setpriority(PRIO_PROCESS, 0, wanted); /* of this thread alone */
+}
+
+/* Niceness counts within an autogroup only, which is a session; this one is the helper's own. */
+static void be_kind_as_a_group(void)
+{
+    int fd = open("/proc/self/autogroup", O_WRONLY | O_CLOEXEC);
+
+    if (fd < 0)
+        return; /* the kernel has no autogroups */
+    if (dprintf(fd, "%d", NICE) < 0)
+        errno = 0; /* nothing depends on it */
+    close(fd);
+}
+
 static void *work(void *arg)
 {
     struct writer *w = arg;
@@ -135,6 +166,7 @@ static void *work(void *arg)
     struct ls_image_codec *codec = ls_image_codec_new(w->options->codec, w->options->level);
     struct ls_error err;
     uint32_t slot;
+    int nice = 0;
 
     if (!codec) {
         ls_fail(&err, LS_INTERNAL, "memory", "out of memory for compression");
@@ -146,6 +178,7 @@ static void *work(void *arg)
         uint32_t seen = atomic_load_explicit(&s->filled_news, memory_order_acquire);
         enum ls_stage_order order = order_of(s);
 
+        choose_priority(w, order, &nice);
         if (ls_stage_fetch(s, &slot)) {
             if (store_slot(w, codec, slot, &err)) {
                 fail(w, &err);
@@ -241,8 +274,10 @@ static int wait_for_end(struct writer *w, struct ls_error *err)
             return ls_fail(err, LS_ABORTED, "keeper", "the keeper died");
         if (stopping(w))
             return ls_fail(err, LS_ABORTED, "aborted", "aborted");
-        if (order_of(w->stage) == LS_ORDER_FINISH)
+        if (order_of(w->stage) == LS_ORDER_FINISH) {
+            be_kind_as_a_group();
             return 0;
+        }
         ls_stage_wait_filled(w->stage, seen, LOOK_MS);
     }
 }
@@ -342,7 +377,6 @@ int ls_writer_start(struct ls_stage *stage, const struct ls_writer_options *opti
         dup2(null, STDOUT_FILENO);
         dup2(null, STDERR_FILENO);
         prctl(PR_SET_NAME, "livesnap-writer");
-        setpriority(PRIO_PROCESS, 0, 5); /* guests first: compression can wait, vCPUs cannot */
         writer_main(&w);
     }
     close(keeper);

@@ -308,7 +308,13 @@ static void decide(struct life *life, bool told_to_end)
     }
     switch (life->state) {
     case IDLE:
-        if (life->in_ended || told_to_end)
+        if (!life->in_ended && !told_to_end)
+            break;
+        /* RAM that was protected before the bracket: the keeper lets go of it by itself, unless it
+         * hangs. */
+        if (guard->has_keeper && ls_watch_holds_ram(&guard->keeper))
+            life->state = RUNNING;
+        else
             end(life, LS_OK);
         break;
     case BRACKET:

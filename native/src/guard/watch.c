@@ -65,7 +65,7 @@ int ls_watch_open(struct ls_watch *keeper, pid_t pid, uint64_t start_time, int u
     return 0;
 }
 
-static bool holds_ram(const struct ls_watch *keeper)
+bool ls_watch_holds_ram(const struct ls_watch *keeper)
 {
     /* Acquire: pairs with the keeper's release store. */
     uint32_t state = atomic_load_explicit(&keeper->progress->state, memory_order_acquire);
@@ -104,7 +104,7 @@ enum ls_watch_sight ls_watch_look(struct ls_watch *keeper, int64_t now)
     keeper->looked = now;
     if (ls_peer_ended(&keeper->peer))
         return LS_WATCH_ENDED;
-    if (!holds_ram(keeper) || beat != keeper->beat) {
+    if (!ls_watch_holds_ram(keeper) || beat != keeper->beat) {
         keeper->beat = beat;
         keeper->stalled_ms = 0;
         return LS_WATCH_LIVES;
@@ -200,7 +200,7 @@ int ls_watch_release(struct ls_watch *keeper, struct ls_error *err)
     /* Closed by the keeper already, or the keeper is about to end and closes it so. */
     if (died == 0 && ls_peer_wait(&keeper->peer, ls_now_ms() + 1000))
         return 0;
-    if (!holds_ram(keeper))
+    if (!ls_watch_holds_ram(keeper))
         return 0;
     if (uffd >= 0)
         return ls_fail(err, LS_INTERNAL, "uffd", "descriptor %d of keeper %d is not a userfaultfd",

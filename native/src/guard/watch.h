@@ -43,6 +43,9 @@ enum ls_watch_sight {
 int ls_watch_open(struct ls_watch *keeper, pid_t pid, uint64_t start_time, int uffd, int progress,
                   struct ls_error *err);
 
+/* Whether writes of the guest wait for this keeper. */
+bool ls_watch_holds_ram(const struct ls_watch *keeper);
+
 /* Call it every LS_WATCH_LOOK_MS; `now` as of ls_now_ms(). */
 enum ls_watch_sight ls_watch_look(struct ls_watch *keeper, int64_t now);
 

@@ -18,6 +18,8 @@ from ansible_collections.livesnap.qemu.plugins.module_utils._store import files
 DEVICES = "devices"
 #: How often device state is saved until nothing wrote to RAM between it and arm.
 ATTEMPTS = 3
+#: Protecting before the pause: 24 ms a GiB, and what faults take meanwhile. Seconds.
+PREARM_LIMIT = 300.0
 #: A data sync that took longer than this left others time to dirty the cache again. Seconds.
 _SLOW_SYNC = 0.05
 
@@ -85,6 +87,13 @@ def preflush(run: Run) -> None:
                 finally:
                     os.close(fd)
             run.check()
+
+
+def prearm(run: Run) -> None:
+    """Only where RAM is large and mostly in 4 KiB pages; otherwise the pause pays for it."""
+    if run.capture is not None:
+        run.check()
+        run.capture.prearm(PREARM_LIMIT)
 
 
 def protect(run: Run) -> None:

@@ -103,12 +103,19 @@ def _guard(run: Run) -> None:
     )
     run.guard.start()
     run.rundir.write("guard-process.json", {"pid": run.guard.pid})
-    # Nothing is changed yet; from the bracket request on, the guard undoes what we leave.
+
+
+def _freeze(run: Run) -> None:
+    """From the bracket request on, the guard undoes what we leave."""
+    spec = run.spec
     run.check()
+    if run.guard is None:
+        raise AssertionError
     run.guard.bracket(spec.deadline * 1000)
     run.limit = Limit(
         spec.deadline * (1 - MARGIN), f"the bracket of guest '{spec.guest}' (deadline)"
     )
+    quiet.freeze(run)
 
 
 def _end_guard(run: Run) -> None:
@@ -157,7 +164,8 @@ STEPS: tuple[Step, ...] = (
     Step("targets", _targets, _drop_targets),
     Step("preflush", capture.preflush, _nothing),
     Step("guard", _guard, _end_guard),
-    Step("freeze", quiet.freeze, quiet.unfreeze),
+    Step("prearm", capture.prearm, capture.detach),
+    Step("freeze", _freeze, quiet.unfreeze),
     Step("stop", quiet.stop, quiet.resume),
     Step("disks", _disks, _nothing),
     Step("protect", capture.protect, capture.detach),

@@ -156,6 +156,15 @@ class UffdCapture:
             raise HelperError("the capture was not started")
         return self._helper
 
+    def prearm(self, timeout: float) -> None:
+        """While the guest runs: protect RAM in small pages, which would take long in the pause.
+
+        The helper decides whether that is worth it, and logs it.
+        """
+        helper = self._running()
+        helper.send({"request": "prearm"})
+        helper.wait_for("prearmed", timeout, self._other)
+
     def protect(self, ramblock: str, timeout: float) -> None:
         """Protect all RAM. The guest is stopped; `ramblock` was read since."""
         helper = self._running()

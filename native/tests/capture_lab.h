@@ -123,15 +123,26 @@ static void lab_send_uffd(int talk)
     close(fd);
 }
 
-static void lab_child(struct lab *l, bool write_all)
+/* Starts the writers of the child, if it has any. */
+typedef void (*lab_threads_fn)(struct lab *l);
+
+static void lab_write_all(struct lab *l)
 {
-    pthread_t t[LAB_WRITERS];
+    pthread_t t;
+
+    (void)l;
+    for (uintptr_t i = 0; i < LAB_WRITERS; i++)
+        pthread_create(&t, NULL, lab_writer, (void *)i);
+}
+
+static void lab_child(struct lab *l, lab_threads_fn threads)
+{
     char c;
 
     prctl(PR_SET_PDEATHSIG, SIGKILL);
     lab_self = l;
-    for (uintptr_t i = 0; write_all && i < LAB_WRITERS; i++)
-        pthread_create(&t[i], NULL, lab_writer, (void *)i);
+    if (threads)
+        threads(l);
     for (;;) {
         if (read(l->talk, &c, 1) != 1)
             _exit(0);
@@ -184,7 +195,7 @@ static void lab_add(struct lab *l, size_t size, bool shared, bool huge)
         madvise(b->at, size, MADV_MERGEABLE);
 }
 
-static void lab_start(struct lab *l, bool write_all)
+static void lab_start_with(struct lab *l, lab_threads_fn threads)
 {
     int pair[2];
 
@@ -195,10 +206,15 @@ static void lab_start(struct lab *l, bool write_all)
     if (l->pid == 0) {
         close(pair[0]);
         l->talk = pair[1];
-        lab_child(l, write_all);
+        lab_child(l, threads);
     }
     close(pair[1]);
     l->talk = pair[0];
+}
+
+__attribute__((unused)) static void lab_start(struct lab *l, bool write_all)
+{
+    lab_start_with(l, write_all ? lab_write_all : NULL);
 }
 
 static void lab_stop(struct lab *l)
@@ -226,14 +242,14 @@ __attribute__((unused)) static void lab_answer(struct lab *l)
     lab_recv_byte(l->talk, &c);
 }
 
-static void lab_park(struct lab *l)
+__attribute__((unused)) static void lab_park(struct lab *l)
 {
     atomic_store(&l->words->park, 1);
     while (atomic_load(&l->words->parked) < LAB_WRITERS)
         usleep(50);
 }
 
-static void lab_go(struct lab *l)
+__attribute__((unused)) static void lab_go(struct lab *l)
 {
     atomic_store(&l->words->park, 0);
 }

@@ -170,7 +170,7 @@ static void release_again(struct ls_engine *e, const struct ls_block *b, uint64_
     if (!(atomic_load_explicit(&e->saved[page / 64], memory_order_acquire) >> (page % 64) & 1) ||
         ls_pagemap_scan(&e->pagemap, from, to, visit_protected, &is_protected) || !is_protected)
         return;
-    if (e->huge[page / LS_CHUNK_PAGES]) {
+    if (ls_chunk_is_huge(e, b, page / LS_CHUNK_PAGES)) {
         from &= ~(LS_HUGE - 1);
         to = from + LS_HUGE;
         if (from < b->host)
@@ -192,7 +192,7 @@ static void save_fault(struct ls_fault_thread *t, uint64_t address)
         return;
     page = ls_block_page(b, address);
     chunk = page / LS_CHUNK_PAGES;
-    if (e->huge[chunk])
+    if (ls_chunk_is_huge(e, b, chunk))
         ls_chunk_pages(e, b, chunk, &want);
     else
         ls_mask_set(&want, (unsigned)(page % LS_CHUNK_PAGES));

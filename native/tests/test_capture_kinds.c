@@ -20,6 +20,12 @@
 #define MFD_HUGE_1GB (30u << 26)
 #endif
 
+/* What the target is to do besides; in memory that both see. 1: wanted, 2: done. */
+static struct orders {
+    _Atomic uint32_t discard, write;
+    uint8_t *at;
+} * orders;
+
 static bool have_pool;
 
 /* Without a reservation, which would be the parent's and not the target's own. */
@@ -235,6 +241,76 @@ static void hugetlb_refused(void **state)
     refused(&l, 1ul << 30, "not of 2 MiB");
 }
 
+static void *follow_orders(void *arg)
+{
+    (void)arg;
+    while (!atomic_load(&orders->discard))
+        usleep(100);
+    if (madvise(orders->at, 4 * LAB_PAGE, MADV_REMOVE) != 0)
+        _exit(4);
+    atomic_store(&orders->discard, 2);
+    while (!atomic_load(&orders->write))
+        usleep(100);
+    *(volatile uint8_t *)orders->at = 1;
+    atomic_store(&orders->write, 2);
+    return NULL;
+}
+
+static void fill_and_follow(struct lab *l)
+{
+    pthread_t t;
+
+    fill_all(l);
+    pthread_create(&t, NULL, follow_orders, NULL);
+}
+
+/* Shared memory that is discarded between protection and arm is a hole that is protected all the
+ * same: who writes into it is let go at once, and not when everything else is saved. */
+static void write_into_protected_hole(void **state)
+{
+    struct ls_protect_result got;
+    struct lab l = {0};
+    uint64_t written;
+    struct run r;
+
+    (void)state;
+    lab_add(&l, 64 << 20, false, false);
+    lab_add(&l, 64 * LAB_PAGE, true, false);
+    memset(orders, 0, sizeof *orders);
+    orders->at = l.block[1].at + 8 * LAB_PAGE;
+    lab_start_with(&l, fill_and_follow);
+    while (!atomic_load(&l.words->rounds))
+        usleep(100);
+    run_new(&r, &l, 32 << 20);
+    memset(r.truth[0], 0x44, l.block[0].size);
+    memset(r.truth[1], 0x44, l.block[1].size);
+    memset(r.truth[1] + 8 * LAB_PAGE, 0, 4 * LAB_PAGE);
+    begin(&r, false, 1);
+    atomic_store(&r.delay_us, 200000);
+    assert_int_equal(ls_engine_protect(r.engine, &got, &r.err), 0);
+    atomic_store(&orders->discard, 1);
+    while (atomic_load(&orders->discard) != 2)
+        usleep(100);
+    assert_int_equal(ls_engine_arm(r.engine, &written, &r.err), 0);
+    assert_true(written > 0);
+    assert_int_equal(ls_engine_protect(r.engine, &got, &r.err), 0);
+    assert_int_equal(ls_engine_arm(r.engine, &written, &r.err), 0);
+    assert_int_equal(written, 0);
+    atomic_store(&orders->write, 1);
+    while (atomic_load(&orders->write) != 2 && !ls_engine_complete(r.engine))
+        usleep(1000);
+    assert_int_equal(atomic_load(&orders->write), 2);
+    assert_true(atomic_load(&r.engine->saved_pages) < r.engine->total_pages / 4 * 3);
+    atomic_store(&r.delay_us, 0);
+    assert_int_equal(wait_end(&r), 0);
+    end(&r);
+    compare(&r);
+    ls_engine_free(r.engine);
+    free(r.count);
+    run_free(&r);
+    lab_stop(&l);
+}
+
 static int setup(void **state)
 {
     const char *why = "";
@@ -246,6 +322,7 @@ static int setup(void **state)
         print_message("SKIP capture_kinds: %s\n", err.message);
         exit(0);
     }
+    orders = mmap(NULL, sizeof *orders, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
     have_pool = hugepages_take(PAGES, &why);
     if (!have_pool)
         print_message("SKIP capture_kinds: %s\n", why);
@@ -268,6 +345,7 @@ int main(void)
         cmocka_unit_test(hugetlb_only_in_the_file),
         cmocka_unit_test(hugetlb_punched),
         cmocka_unit_test(hugetlb_refused),
+        cmocka_unit_test(write_into_protected_hole),
     };
 
     return cmocka_run_group_tests(tests, setup, teardown);

@@ -187,6 +187,7 @@ static void save_fault(struct ls_fault_thread *t, uint64_t address)
     const struct ls_block *b = ls_layout_find(&e->layout, address);
     struct ls_mask want = {{0}};
     uint64_t page, chunk;
+    int saved;
 
     if (!b)
         return;
@@ -196,7 +197,10 @@ static void save_fault(struct ls_fault_thread *t, uint64_t address)
         ls_chunk_pages(e, b, chunk, &want);
     else
         ls_mask_set(&want, (unsigned)(page % LS_CHUNK_PAGES));
-    if (ls_save_pages(e, &t->stager, chunk, &want, t) != 0)
+    saved = ls_save_pages(e, &t->stager, chunk, &want, t);
+    /* A page without content has nothing to be copied and is not let go by that; but shared memory
+     * stays protected where its content was discarded before arm. */
+    if (saved < 0 || (saved > 0 && (e->populated[page / 64] >> (page % 64) & 1)))
         return;
     release_again(e, b, address, page);
 }

@@ -33,6 +33,7 @@ struct lab_block {
     size_t size;
     bool shared; /* a memfd, only the first half ever touched */
     bool huge;
+    bool hugetlb; /* made by the test itself */
 };
 
 /* In memory that both see. */

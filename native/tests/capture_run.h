@@ -104,6 +104,7 @@ static inline void begin(struct run *r, bool old_pagemap, unsigned sweepers)
         snprintf(map.blocks[i].id, sizeof map.blocks[i].id, "block%u", i);
         map.blocks[i].host = (uintptr_t)r->lab->block[i].at;
         map.blocks[i].used = map.blocks[i].total = r->lab->block[i].size;
+        map.blocks[i].page_size = r->lab->block[i].hugetlb ? 2 << 20 : LAB_PAGE;
     }
     assert_int_equal(ls_layout_make(&layout, &map, &r->err), 0);
     free(map.blocks);

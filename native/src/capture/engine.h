@@ -191,6 +191,13 @@ int ls_save_pages(struct ls_engine *e, struct ls_stager *stager, uint64_t chunk,
 /* Hands a partly filled slot on. */
 void ls_stager_flush(struct ls_engine *e, struct ls_stager *stager);
 
+/* Whether a chunk is one page of the guest's: it is saved and released as a whole. */
+static inline bool ls_chunk_is_huge(const struct ls_engine *e, const struct ls_block *b,
+                                    uint64_t chunk)
+{
+    return b->hugetlb || e->huge[chunk];
+}
+
 /* The pages of a chunk that belong to its block. */
 void ls_chunk_pages(const struct ls_engine *e, const struct ls_block *b, uint64_t chunk,
                     struct ls_mask *pages);
@@ -207,8 +214,10 @@ int ls_scan_all(struct ls_engine *e, bool record, struct ls_scan_result *result,
 int ls_protect_all(struct ls_engine *e, struct ls_error *err);
 /* The same as ls_scan_all() without a record, protecting on the way what is not protected. */
 int ls_protect_written(struct ls_engine *e, struct ls_scan_result *result, struct ls_error *err);
-/* The proof: 0 if all pages of `data` are there and protected; else how many are not; -1, errno. */
-int ls_scan_proof(struct ls_engine *e, uint64_t chunk_address, const struct ls_mask *data);
+/* The proof: 0 if all pages of `data` are there and protected (and `mapped`, if that is asked for);
+ * else how many are not; -1, errno. */
+int ls_scan_proof(struct ls_engine *e, uint64_t chunk_address, const struct ls_mask *data,
+                  bool mapped);
 
 void *ls_fault_main(void *thread);
 /* Reads and handles waiting events; faults are stashed. For ioctls that got EAGAIN. */

@@ -166,9 +166,11 @@ static int visit_protected(uint64_t start, uint64_t end, unsigned flags, void *a
 }
 
 /*
- * Somebody else may have claimed the page. If it is not saved yet, who copies it wakes its waiters.
- * If it is, they have been woken, or will be in a moment; to be safe it is looked at. Never less
- * than the guest's own page is released: even a call that changes nothing splits a huge page.
+ * A page without content has nothing to be copied and is not let go by that; but shared memory
+ * stays protected where its content was discarded before arm. Or somebody else has claimed the
+ * page. If it is not saved yet, who copies it wakes its waiters. If it is, they have been woken, or
+ * will be in a moment; to be safe it is looked at. Never less than the guest's own page is
+ * released: even a call that changes nothing splits a huge page.
  */
 static void release_again(struct ls_engine *e, const struct ls_block *b, uint64_t address,
                           uint64_t page)
@@ -180,7 +182,7 @@ static void release_again(struct ls_engine *e, const struct ls_block *b, uint64_
     if (!(atomic_load_explicit(&e->saved[page / 64], memory_order_acquire) >> (page % 64) & 1) ||
         ls_pagemap_scan(&e->pagemap, from, to, visit_protected, &is_protected) || !is_protected)
         return;
-    if (e->huge[page / LS_CHUNK_PAGES]) {
+    if (ls_chunk_is_huge(e, b, page / LS_CHUNK_PAGES)) {
         from &= ~(LS_HUGE - 1);
         to = from + LS_HUGE;
         if (from < b->host)
@@ -204,7 +206,8 @@ static void granule(struct ls_engine *e, const struct ls_block *b, uint64_t page
 
     ls_chunk_pages(e, b, chunk, want);
     /* relaxed: a guess at what comes next */
-    if (!e->huge[chunk] && !atomic_exchange_explicit(&e->faulted[chunk], 1, memory_order_relaxed)) {
+    if (!ls_chunk_is_huge(e, b, chunk) &&
+        !atomic_exchange_explicit(&e->faulted[chunk], 1, memory_order_relaxed)) {
         struct ls_mask near = {{0}};
 
         ls_mask_set_range(&near, at, at + NEIGHBOURS);

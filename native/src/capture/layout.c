@@ -11,6 +11,7 @@
 
 #include "capture/bits.h"
 #include "common/cleanup.h"
+#include "uffd/pagemap.h"
 #include "uffd/uffd.h"
 
 static const struct ls_layout *sorting; /* qsort has no argument; layouts are made by one thread */
@@ -107,7 +108,40 @@ static int refuse(struct check *c, const struct ls_block *b, const struct ls_vma
                            b->id, (unsigned long long)v->start, why, v->name);
 }
 
-/* Shared memory is only protected where its file has data, and for that the file is needed. */
+static const char private_file[] =
+    "it is a private mapping of a file; it needs anonymous or shared memory";
+
+/*
+ * A page of hugetlbfs is released and saved as a whole, and what is read of a block's file or page
+ * tables says all of its content only under these conditions.
+ */
+static int check_hugetlb(struct check *c, struct ls_block *b, const struct ls_vma *v,
+                         uint64_t page_size, const struct stat *st)
+{
+    if (page_size != LS_HUGE)
+        return refuse(
+            c, b, v, "memory-kind",
+            "its huge pages are not of 2 MiB; only such pages of hugetlbfs are supported");
+    if (b->host % LS_HUGE || b->length % LS_HUGE)
+        return refuse(c, b, v, "memory-kind",
+                      "it is not made of whole huge pages; give the guest a multiple of 2 MiB");
+    b->hugetlb = true;
+    if (v->shared)
+        return 0;
+    /* Where the mapping has no page of its own, the guest sees the file's. */
+    if (st->st_blocks > 0)
+        return refuse(c, b, v, "memory-kind",
+                      "it is a private mapping of a file that has content; it needs share=on");
+    /* /proc/PID/pagemap shows a page that the kernel moves just now as it shows a hole. */
+    if (c->source == LS_SMAPS && !ls_pagemap_have_scan() && v->hugetlb_bytes < v->end - v->start)
+        return refuse(c, b, v, "memory-kind",
+                      "it is private, of hugetlbfs and not all in memory, which needs Linux 6.7; "
+                      "it needs prealloc=on or share=on");
+    return 0;
+}
+
+/* Shared memory is only protected where its file has data, and for that the file is needed; of
+ * private memory it is needed for hugetlbfs, whose file must have none. */
 static int open_file(struct check *c, struct ls_block *b, const struct ls_vma *v)
 {
     uint64_t offset = v->file_offset + (b->host > v->start ? b->host - v->start : 0);
@@ -119,23 +153,26 @@ static int open_file(struct check *c, struct ls_block *b, const struct ls_vma *v
         if (fstat(b->fd, &st) < 0 || st.st_ino != v->inode ||
             v->file_offset != b->file_offset + (v->start - b->host))
             return refuse(c, b, v, "memory-kind", "it is made of several files");
-        return 0;
+        return b->hugetlb ? check_hugetlb(c, b, v, LS_HUGE, &st) : 0;
     }
     snprintf(path, sizeof path, "/proc/%d/map_files/%llx-%llx", (int)c->pid,
              (unsigned long long)v->start, (unsigned long long)v->end);
     b->fd = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK);
-    if (b->fd < 0 || fstatfs(b->fd, &fs) < 0)
+    if (b->fd < 0 || fstatfs(b->fd, &fs) < 0 || fstat(b->fd, &st) < 0)
         return refuse(c, b, v, "memory-kind", "its file cannot be opened");
+    b->file_offset = offset;
     if (fs.f_type == HUGETLBFS_MAGIC)
-        return refuse(c, b, v, "memory-kind", "hugetlbfs is not supported yet");
+        return check_hugetlb(c, b, v, (uint64_t)fs.f_bsize, &st);
+    if (!v->shared)
+        return refuse(c, b, v, "memory-kind", private_file);
     if (fs.f_type != TMPFS_MAGIC)
         return refuse(c, b, v, "memory-kind",
-                      "it is a file on a disk; it needs anonymous memory, memfd or tmpfs");
-    b->file_offset = offset;
+                      "it is a file on a disk; it needs anonymous memory, memfd, tmpfs or "
+                      "hugetlbfs");
     return 0;
 }
 
-static int check_vma(struct check *c, struct ls_block *b, const struct ls_vma *v)
+static int check_vma(struct check *c, struct ls_block *b, const struct ls_vma *v, bool first)
 {
     if (!v->readable)
         return refuse(c, b, v, "memory-kind", "it is not readable");
@@ -144,20 +181,15 @@ static int check_vma(struct check *c, struct ls_block *b, const struct ls_vma *v
             return refuse(c, b, v, "userfaultfd-in-use", "it has a userfaultfd already");
         if (v->io)
             return refuse(c, b, v, "memory-kind", "it is memory of a device");
-        if (v->hugetlb)
-            return refuse(c, b, v, "memory-kind", "hugetlbfs is not supported yet");
         b->mergeable |= v->mergeable;
     }
-    if (v->shared) {
-        b->shared = true;
+    if (!first && (b->shared != v->shared || (b->fd >= 0) != (v->inode != 0)))
+        return refuse(c, b, v, "memory-kind", "part of it is of another kind than the rest");
+    b->shared = v->shared;
+    /* Only what QEMU says has huge pages is opened: a file on a disk or a network may block. */
+    if (v->shared || (v->inode != 0 && b->page_size > LS_SMALL))
         return open_file(c, b, v);
-    }
-    if (v->inode != 0)
-        return refuse(c, b, v, "memory-kind",
-                      "it is a private mapping of a file; it needs anonymous or shared memory");
-    if (b->shared)
-        return refuse(c, b, v, "memory-kind", "part of it is shared and part is not");
-    return 0;
+    return v->inode == 0 ? 0 : refuse(c, b, v, "memory-kind", private_file);
 }
 
 static int each_vma(const struct ls_vma *v, void *opaque)
@@ -171,9 +203,9 @@ static int each_vma(const struct ls_vma *v, void *opaque)
 
         if (from >= to)
             continue;
-        c->covered[i] += to - from;
-        if (check_vma(c, b, v))
+        if (check_vma(c, b, v, c->covered[i] == 0))
             return -1;
+        c->covered[i] += to - from;
     }
     return 0;
 }
@@ -193,7 +225,7 @@ int ls_layout_check(struct ls_layout *layout, pid_t pid, enum ls_vma_source sour
         if (layout->block[i].fd >= 0)
             close(layout->block[i].fd);
         layout->block[i].fd = -1;
-        layout->block[i].shared = false;
+        layout->block[i].shared = layout->block[i].hugetlb = false;
     }
     if (ls_proc_maps(pid, source, each_vma, c, err) < 0)
         return -1;

@@ -22,8 +22,9 @@ struct ls_block {
     uint64_t base;      /* number of its first chunk's first page; a multiple of 512 */
     uint64_t pad;       /* pages of the first chunk before the block */
     bool shared;        /* a shared mapping of a file in memory */
-    bool mergeable;     /* KSM may merge it */
-    int fd;             /* shared: the file; -1 otherwise */
+    bool hugetlb;   /* of a hugetlbfs with pages of 2 MiB, shared or private: a chunk is a page */
+    bool mergeable; /* KSM may merge it */
+    int fd;         /* shared or hugetlb: the file; -1 otherwise */
     uint64_t file_offset;
 };
 
@@ -41,8 +42,9 @@ struct ls_layout {
 int ls_layout_make(struct ls_layout *layout, const struct ls_rammap *map, struct ls_error *err);
 
 /*
- * Looks at the target's mappings under each block and fills shared, mergeable, fd. LS_REFUSED with
- * reason "memory-kind" or "userfaultfd-in-use" names the block and why it cannot be protected.
+ * Looks at the target's mappings under each block and fills shared, hugetlb, mergeable, fd.
+ * LS_REFUSED with reason "memory-kind" or "userfaultfd-in-use" names the block and why it cannot be
+ * protected.
  * `source` LS_SMAPS checks everything and is slow; LS_MAPS only that the blocks are mapped.
  */
 int ls_layout_check(struct ls_layout *layout, pid_t pid, enum ls_vma_source source,

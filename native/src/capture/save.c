@@ -4,10 +4,13 @@
 #include <string.h>
 #include <sys/uio.h>
 #include <time.h>
+#include <unistd.h>
 
 #include "capture/engine.h"
 #include "common/fault.h"
 #include "uffd/uffd.h"
+
+#define MOVING_TRIES 20
 
 void ls_chunk_pages(const struct ls_engine *e, const struct ls_block *b, uint64_t chunk,
                     struct ls_mask *pages)
@@ -64,6 +67,27 @@ static int make_room(struct ls_engine *e, struct ls_stager *s, unsigned pages,
     return 0;
 }
 
+/* Shared hugetlbfs is read by its file: what is a hole there reads as zero, while a look at the
+ * guest's own address would take a huge page for it. */
+static int read_file(const struct ls_block *b, uint64_t address, const struct ls_mask *data,
+                     uint8_t *to, struct ls_error *err)
+{
+    for (unsigned a = 0, z; ls_mask_run(data, &a, &z); a = z) {
+        size_t length = (z - a) * LS_SMALL;
+        ssize_t got =
+            pread(b->fd, to, length, (off_t)(b->file_offset + address - b->host + a * LS_SMALL));
+
+        if (got < 0)
+            return ls_fail_errno(err, LS_TORN, "unmapped", "cannot read RAM block '%s' at %#llx",
+                                 b->id, (unsigned long long)(address + a * LS_SMALL));
+        if ((size_t)got != length)
+            return ls_fail(err, LS_TORN, "unmapped", "the file of RAM block '%s' was cut short",
+                           b->id);
+        to += length;
+    }
+    return 0;
+}
+
 static int copy_pages(struct ls_engine *e, const struct ls_block *b, uint64_t address,
                       const struct ls_mask *data, unsigned count, uint8_t *to, struct ls_error *err)
 {
@@ -72,6 +96,8 @@ static int copy_pages(struct ls_engine *e, const struct ls_block *b, uint64_t ad
     unsigned n = 0;
     ssize_t got;
 
+    if (b->hugetlb && b->shared)
+        return read_file(b, address, data, to, err);
     for (unsigned a = 0, z; ls_mask_run(data, &a, &z); a = z) {
         remote[n].iov_base = (void *)(uintptr_t)(address + a * LS_SMALL);
         remote[n++].iov_len = (z - a) * LS_SMALL;
@@ -181,6 +207,54 @@ static unsigned sort_pages(struct ls_engine *e, struct ls_stager *s, uint64_t ch
     return zeros;
 }
 
+/*
+ * Pages that lost their protection, -1 with errno. Punching a hole into the file of hugetlbfs takes
+ * the content, sends no event and leaves the protection; so a page that was mapped when armed has
+ * to be mapped. It is not while the kernel moves it, which takes a moment.
+ */
+static int unproven(struct ls_engine *e, const struct ls_block *b, uint64_t chunk, uint64_t address,
+                    const struct ls_mask *data)
+{
+    static const struct timespec moment = {.tv_nsec = 1000000};
+    bool mapped = b->hugetlb && e->huge[chunk];
+    int missing = ls_scan_proof(e, address, data, mapped);
+
+    for (int i = 0; missing > 0 && mapped && i < MOVING_TRIES; i++) {
+        nanosleep(&moment, NULL);
+        missing = ls_scan_proof(e, address, data, mapped);
+    }
+    return missing;
+}
+
+/* Copies what has content, and proves that it is of the instant. */
+static int copy_proven(struct ls_engine *e, const struct ls_block *b, uint64_t chunk,
+                       uint64_t address, const struct ls_mask *data, unsigned count, uint8_t *to,
+                       struct ls_error *err)
+{
+    int missing = 0;
+
+    if (LS_FAULT("capture.copy"))
+        return ls_fail(err, LS_INTERNAL, "fault", "fault point");
+    /* Reading a private page that is gone would make a new one: look before that as well. */
+    if (b->hugetlb && !b->shared)
+        missing = unproven(e, b, chunk, address, data);
+    if (missing == 0) {
+        if (copy_pages(e, b, address, data, count, to, err))
+            return -1;
+        missing = unproven(e, b, chunk, address, data);
+    }
+    if (missing < 0)
+        return ls_uffd_fail(err, errno, "look at", address, LS_HUGE);
+    if (missing > 0)
+        return ls_fail(err, LS_TORN, "proof",
+                       "%d pages of RAM block '%s' near %#llx lost their write protection before "
+                       "they were saved; the snapshot is thrown away",
+                       missing, b->id, (unsigned long long)address);
+    if (LS_FAULT("capture.release"))
+        return ls_fail(err, LS_INTERNAL, "fault", "fault point");
+    return 0;
+}
+
 static int fail(struct ls_engine *e, const struct ls_error *err)
 {
     ls_engine_fail(e, err);
@@ -195,7 +269,6 @@ int ls_save_pages(struct ls_engine *e, struct ls_stager *s, uint64_t chunk,
     struct ls_mask mine, data, inside;
     unsigned need = 0, count, saved;
     struct ls_error err;
-    int missing;
 
     for (unsigned i = 0; i < LS_CHUNK_WORDS; i++) {
         uint64_t word = chunk * LS_CHUNK_WORDS + i;
@@ -223,23 +296,7 @@ int ls_save_pages(struct ls_engine *e, struct ls_stager *s, uint64_t chunk,
     if (count > 0) {
         uint8_t *to = (uint8_t *)ls_slot_data(e->stage, s->slot) + s->used * LS_SMALL;
 
-        if (LS_FAULT("capture.copy") && ls_fail(&err, LS_INTERNAL, "fault", "fault point"))
-            return fail(e, &err);
-        if (copy_pages(e, b, address, &data, count, to, &err))
-            return fail(e, &err);
-        missing = ls_scan_proof(e, address, &data);
-        if (missing < 0) {
-            ls_uffd_fail(&err, errno, "look at", address, LS_HUGE);
-            return fail(e, &err);
-        }
-        if (missing > 0) {
-            ls_fail(&err, LS_TORN, "proof",
-                    "%d pages of RAM block '%s' near %#llx lost their write protection before they "
-                    "were saved; the snapshot is thrown away",
-                    missing, b->id, (unsigned long long)address);
-            return fail(e, &err);
-        }
-        if (LS_FAULT("capture.release") && ls_fail(&err, LS_INTERNAL, "fault", "fault point"))
+        if (copy_proven(e, b, chunk, address, &data, count, to, &err))
             return fail(e, &err);
     }
     for (unsigned i = 0; i < LS_CHUNK_WORDS; i++)

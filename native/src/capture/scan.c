@@ -3,6 +3,7 @@
 #include <errno.h>
 #include <sched.h>
 #include <string.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 #include "capture/engine.h"
@@ -54,6 +55,12 @@ static int protect_range(const struct ls_block *b, uint64_t start, uint64_t end,
     return 0;
 }
 
+/* Whether a range of each_range() has content as a whole, and not only where pages are. */
+static bool by_range(const struct ls_block *b)
+{
+    return b->shared || b->hugetlb;
+}
+
 static int visit(uint64_t start, uint64_t end, unsigned flags, void *arg)
 {
     struct scan *s = arg;
@@ -67,27 +74,70 @@ static int visit(uint64_t start, uint64_t end, unsigned flags, void *arg)
                          (start > s->e->sabotage_start ? start : s->e->sabotage_start)) /
                         LS_SMALL;
 #endif
-    if (!s->block->shared) {
+    if (!by_range(s->block)) {
         s->populated += pages;
         if (s->record)
             record_run(s->e, s->block, start, end);
     }
     if (flags & LS_PM_HUGE)
         s->huge_pages += pages;
-    if (s->record && (flags & LS_PM_HUGE))
+    /* Of hugetlbfs, whose every chunk is huge, the proof wants to know which are mapped. */
+    if (s->record && (flags & (s->block->hugetlb ? LS_PM_MAPPED : LS_PM_HUGE)))
         record_huge(s->e, s->block, start, end);
-    if (s->protect && !(flags & LS_PM_PROTECTED) && !s->block->shared)
+    if (s->protect && !(flags & LS_PM_PROTECTED) && !by_range(s->block))
         return protect_range(s->block, start, end, s->e);
     return 0;
 }
 
+typedef int (*range_fn)(const struct ls_block *, uint64_t, uint64_t, void *);
+
+struct pages {
+    const struct ls_block *block;
+    range_fn fn; /* NULL: count only */
+    void *arg;
+    uint64_t mapped; /* bytes */
+};
+
+static int visit_pages(uint64_t start, uint64_t end, unsigned flags, void *arg)
+{
+    struct pages *p = arg;
+
+    if (flags & LS_PM_MAPPED)
+        p->mapped += end - start;
+    return p->fn ? p->fn(p->block, start, end, p->arg) : 0;
+}
+
+/*
+ * hugetlbfs does not tell where a file has holes, only how much it holds. If that is what the guest
+ * has mapped, content is where pages are. If not, or before PAGEMAP_SCAN, which shows a page on the
+ * move as well, content may be anywhere: a hole is then protected, and saved as zeros.
+ */
+static int each_hugetlb(struct ls_engine *e, const struct ls_block *b, range_fn fn, void *arg)
+{
+    struct pages p = {.block = b, .arg = arg};
+    struct stat st;
+    bool all = !e->pagemap.scan;
+
+    if (b->shared) {
+        if (ls_pagemap_scan(&e->pagemap, b->host, b->host + b->length, visit_pages, &p) ||
+            fstat(b->fd, &st) < 0)
+            return -1;
+        all = (uint64_t)st.st_blocks * 512 != p.mapped;
+    }
+    if (all)
+        return fn(b, b->host, b->host + b->length, arg);
+    p.fn = fn;
+    return ls_pagemap_scan(&e->pagemap, b->host, b->host + b->length, visit_pages, &p);
+}
+
 /* Goes through the ranges of a block that can have content: all of a private one, where the file
- * has data in a shared one. */
-static int each_range(const struct ls_block *b,
-                      int (*fn)(const struct ls_block *, uint64_t, uint64_t, void *), void *arg)
+ * has data in a shared one, where huge pages are in one of hugetlbfs. */
+static int each_range(struct ls_engine *e, const struct ls_block *b, range_fn fn, void *arg)
 {
     off_t at = (off_t)b->file_offset, end = at + (off_t)b->length;
 
+    if (b->hugetlb)
+        return each_hugetlb(e, b, fn, arg);
     if (!b->shared)
         return fn(b, b->host, b->host + b->length, arg);
     while (at < end) {
@@ -120,7 +170,7 @@ static int scan_range(const struct ls_block *b, uint64_t start, uint64_t end, vo
 {
     struct scan *s = arg;
 
-    if (b->shared) {
+    if (by_range(b)) {
         s->populated += (end - start) / LS_SMALL;
         if (s->record)
             record_run(s->e, b, start, end);
@@ -148,7 +198,7 @@ static int scan_blocks(struct scan *s, struct ls_scan_result *result, struct ls_
 {
     for (uint32_t i = 0; i < s->e->layout.count; i++) {
         s->block = &s->e->layout.block[i];
-        if (each_range(s->block, scan_range, s))
+        if (each_range(s->e, s->block, scan_range, s))
             return ls_uffd_fail(err, errno, "look at", s->block->host, s->block->length);
     }
     result->populated = s->populated;
@@ -183,7 +233,7 @@ int ls_protect_all(struct ls_engine *e, struct ls_error *err)
     for (uint32_t i = 0; i < e->layout.count; i++) {
         const struct ls_block *b = &e->layout.block[i];
 
-        if (each_range(b, protect_range, e))
+        if (each_range(e, b, protect_range, e))
             return ls_uffd_fail(err, errno, "write-protect", b->host, b->length);
     }
 #ifdef LS_FAULTS
@@ -198,11 +248,11 @@ int ls_protect_written(struct ls_engine *e, struct ls_scan_result *result, struc
 
     if (scan_blocks(&s, result, err))
         return -1;
-    /* Pages of shared memory that the target has not mapped are not seen one by one. */
+    /* Pages of files that the target has not mapped are not seen one by one. */
     for (uint32_t i = 0; i < e->layout.count && result->unprotected > 0; i++) {
         const struct ls_block *b = &e->layout.block[i];
 
-        if (b->shared && each_range(b, protect_range, e))
+        if (by_range(b) && each_range(e, b, protect_range, e))
             return ls_uffd_fail(err, errno, "write-protect", b->host, b->length);
     }
 #ifdef LS_FAULTS
@@ -214,6 +264,7 @@ int ls_protect_written(struct ls_engine *e, struct ls_scan_result *result, struc
 struct proof {
     uint64_t base;
     const struct ls_mask *data;
+    unsigned want; /* flags that each page must have */
     struct ls_mask seen;
 };
 
@@ -221,15 +272,17 @@ static int visit_proof(uint64_t start, uint64_t end, unsigned flags, void *arg)
 {
     struct proof *p = arg;
 
-    if (flags & LS_PM_PROTECTED)
+    if ((flags & p->want) == p->want)
         ls_mask_set_range(&p->seen, (unsigned)((start - p->base) / LS_SMALL),
                           (unsigned)((end - p->base) / LS_SMALL));
     return 0;
 }
 
-int ls_scan_proof(struct ls_engine *e, uint64_t chunk_address, const struct ls_mask *data)
+int ls_scan_proof(struct ls_engine *e, uint64_t chunk_address, const struct ls_mask *data,
+                  bool mapped)
 {
-    struct proof p = {.base = chunk_address, .data = data};
+    struct proof p = {
+        .base = chunk_address, .data = data, .want = LS_PM_PROTECTED | (mapped ? LS_PM_MAPPED : 0)};
     unsigned first = ls_mask_next(data, 0, true), last = LS_CHUNK_PAGES;
     int missing = 0;
 

@@ -109,6 +109,9 @@ static void parse_smaps_line(char *line, struct ls_vma *vma)
 
     if (sscanf(line, "KernelPageSize: %" SCNu64 " kB", &kib) == 1)
         vma->page_size = kib * 1024;
+    if (sscanf(line, "Shared_Hugetlb: %" SCNu64 " kB", &kib) == 1 ||
+        sscanf(line, "Private_Hugetlb: %" SCNu64 " kB", &kib) == 1)
+        vma->hugetlb_bytes += kib * 1024;
     if (strncmp(line, "VmFlags:", 8) != 0)
         return;
     for (char *flag = strtok_r(line + 8, " \n", &save); flag; flag = strtok_r(NULL, " \n", &save)) {

@@ -29,14 +29,15 @@ struct ls_vma {
     bool shared;
     uint64_t file_offset;
     dev_t device;
-    ino_t inode;        /* 0: anonymous */
-    uint64_t page_size; /* smaps: KernelPageSize, bytes */
-    bool mergeable;     /* smaps: VmFlags mg (KSM) */
-    bool uffd_missing;  /* smaps: VmFlags um */
-    bool uffd_wp;       /* smaps: VmFlags uw */
-    bool hugetlb;       /* smaps: VmFlags ht */
-    bool io;            /* smaps: VmFlags io or pf (device memory) */
-    char name[256];     /* path, "[heap]", or "" */
+    ino_t inode;            /* 0: anonymous */
+    uint64_t page_size;     /* smaps: KernelPageSize, bytes */
+    bool mergeable;         /* smaps: VmFlags mg (KSM) */
+    bool uffd_missing;      /* smaps: VmFlags um */
+    bool uffd_wp;           /* smaps: VmFlags uw */
+    bool hugetlb;           /* smaps: VmFlags ht */
+    uint64_t hugetlb_bytes; /* smaps: Shared_Hugetlb and Private_Hugetlb: what it has in memory */
+    bool io;                /* smaps: VmFlags io or pf (device memory) */
+    char name[256];         /* path, "[heap]", or "" */
 };
 
 enum ls_vma_source { LS_MAPS, LS_SMAPS };

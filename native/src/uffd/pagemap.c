@@ -128,6 +128,8 @@ static int scan_new(const struct ls_pagemap *pm, uint64_t start, uint64_t end,
                 continue;
             if (!(vec[i].categories & PM_IS_WRITTEN))
                 flags |= LS_PM_PROTECTED;
+            if (vec[i].categories & PM_IS_PRESENT)
+                flags |= LS_PM_MAPPED;
             if (vec[i].categories & PM_IS_HUGE)
                 flags |= LS_PM_HUGE;
             rc = visit(vec[i].start, vec[i].end, flags, arg);
@@ -149,8 +151,11 @@ static unsigned entry_flags(uint64_t entry)
 
     if (entry & (ENTRY_PRESENT | ENTRY_SWAPPED))
         flags |= LS_PM_PRESENT;
-    if (flags && (entry & ENTRY_UFFD_WP))
-        flags |= LS_PM_PROTECTED;
+    if (entry & ENTRY_PRESENT)
+        flags |= LS_PM_MAPPED;
+    /* A marker in a page table of hugetlbfs has no other bit. */
+    if (entry & ENTRY_UFFD_WP)
+        flags |= LS_PM_PRESENT | LS_PM_PROTECTED;
     return flags;
 }
 

@@ -17,6 +17,7 @@ enum {
     LS_PM_PRESENT = 1,   /* in memory, in swap, or a marker of protection in the page table */
     LS_PM_PROTECTED = 2, /* a write would fault into the userfaultfd */
     LS_PM_HUGE = 4,      /* mapped by an entry of the level above (2 MiB) */
+    LS_PM_MAPPED = 8,    /* in memory and mapped: neither swap, nor on the move, nor a marker */
 };
 
 struct ls_pagemap {

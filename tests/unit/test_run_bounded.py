@@ -65,7 +65,7 @@ def test_the_callers_have_errors_of_their_own(
     assert caught.value.word == _helper.CLASSES[4]
     with pytest.raises(HelperError, match=f"'{denied}' cannot be run: Permission denied"):
         _helper.run_once(denied, ["features"])
-    with pytest.raises(TimedOutError, match=r"'livesnap-helper features' did not end within 0\.2 s"):
+    with pytest.raises(TimedOutError, match="'livesnap-helper features' did not end within"):
         _helper.run_once(hanging, ["features"], timeout=0.2)
     (tmp_path / "bin").mkdir()
     script(tmp_path / "bin" / "qemu-img", "echo no such format >&2; exit 1")

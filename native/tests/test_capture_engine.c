@@ -11,6 +11,7 @@
 
 #include "capture/engine.h"
 #include "capture_lab.h"
+#include "support/rounds.h"
 #include "uffd/uffd.h"
 
 static struct ls_progress progress;
@@ -27,17 +28,6 @@ struct run {
     uint8_t *count;            /* how often each page came */
     struct ls_error err;
 };
-
-static unsigned rounds(unsigned n)
-{
-    const char *text = getenv("ROUNDS");
-
-    if (text && strcmp(text, "full") == 0)
-        return n * 20;
-    if (text && strcmp(text, "0") == 0) /* emulated, or otherwise slow */
-        return n / 10 + 1;
-    return text && atoi(text) > 0 ? n * (unsigned)atoi(text) : n;
-}
 
 /* Stands in for the writer process. */
 static void *store_main(void *arg)
@@ -272,19 +262,19 @@ static void hunt(bool old_pagemap, bool huge, size_t staging, unsigned n)
 static void hunt_small_pages(void **state)
 {
     (void)state;
-    hunt(false, false, 64 << 20, rounds(30));
+    hunt(false, false, 64 << 20, rounds(30, 600));
 }
 
 static void hunt_huge_pages(void **state)
 {
     (void)state;
-    hunt(false, true, 64 << 20, rounds(30));
+    hunt(false, true, 64 << 20, rounds(30, 600));
 }
 
 static void hunt_old_pagemap(void **state)
 {
     (void)state;
-    hunt(true, true, 64 << 20, rounds(15));
+    hunt(true, true, 64 << 20, rounds(15, 300));
 }
 
 static void make_small(struct lab *l)
@@ -429,7 +419,7 @@ static void abort_any_time(void **state)
     (void)state;
     make_small(&l);
     run_new(&r, &l, 32 << 20);
-    for (unsigned i = 0; i < rounds(20); i++) {
+    for (unsigned i = 0; i < rounds(20, 400); i++) {
         uint64_t began, went;
 
         begin(&r, i % 2, 2);

@@ -189,11 +189,11 @@ static inline char *scratch_dir(const char *parent)
     return path;
 }
 
-static inline char *in_dir(const char *dir, const char *name)
+static inline char *in_dir(const char *folder, const char *name)
 {
     char *path;
 
-    assert_true(asprintf(&path, "%s/%s", dir, name) > 0);
+    assert_true(asprintf(&path, "%s/%s", folder, name) > 0);
     return path;
 }
 

@@ -21,6 +21,7 @@
 
 #include "support/points.h"
 #include "support/qemu.h"
+#include "support/rounds.h"
 #include "support/victim.h"
 #include "target/attach.h"
 
@@ -177,9 +178,6 @@ static void die_at(const char *point, void *opaque)
 
 static void dies_everywhere(void **opaque)
 {
-    const char *text = getenv("ROUNDS");
-    int rounds = text && atoi(text) > 0 ? atoi(text) : 1;
-
     (void)opaque;
     for (int sandboxed = 0; sandboxed < 2; sandboxed++) {
         struct qemu q;
@@ -192,7 +190,7 @@ static void dies_everywhere(void **opaque)
         threads[0] = q.pid;
         threads[1] = qemu_vcpu_thread(&q);
         before = descriptors_of(q.pid);
-        for (int i = 0; i < 2 * WAYS * rounds; i++) {
+        for (unsigned i = 0; i < 2 * WAYS * rounds(1, 10); i++) {
             char tid[16];
 
             way_now = i % WAYS;

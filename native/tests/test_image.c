@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: GPL-3.0-or-later */
 /* Images written and read back: all codecs, orders, threads; what a writer refuses. */
-#include "image_lib.h"
+#include "image_dir.h"
 
 #include <pthread.h>
 #include <sched.h>
@@ -9,8 +9,6 @@
 #include <sys/mount.h>
 #include <sys/resource.h>
 #include <sys/wait.h>
-
-static char *dir;
 
 static void round_trip(const char *parent, enum ls_codec codec, uint64_t pages, uint32_t run)
 {
@@ -447,21 +445,6 @@ static void test_full_disk(void **state)
         }
         assert_int_equal(WEXITSTATUS(status), 0);
     }
-}
-
-static int make_dir(void **state)
-{
-    (void)state;
-    dir = scratch_dir(NULL);
-    return 0;
-}
-
-static int remove_dir(void **state)
-{
-    (void)state;
-    assert_int_equal(rmdir(dir), 0); /* every test has cleaned up */
-    free(dir);
-    return 0;
 }
 
 int main(void)

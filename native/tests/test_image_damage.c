@@ -4,13 +4,11 @@
  * file cut at each length. Then files whose checksums are right and whose contents are not.
  */
 #define XXH_STATIC_LINKING_ONLY
-#include "image_lib.h"
+#include "image_dir.h"
 
 #include <xxhash.h>
 
 #include "image/format.h"
-
-static char *dir;
 
 /* Sanitizers make each opening slow; the plain build tries every byte. */
 #if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
@@ -363,22 +361,6 @@ static void test_not_images(void **state)
     assert_string_equal(err.reason, "not-image");
 }
 
-static int make_dir(void **state)
-{
-    (void)state;
-    /* Tens of thousands of small writes: in memory where there is such a place. */
-    dir = scratch_dir(access("/dev/shm", W_OK) == 0 ? "/dev/shm" : NULL);
-    return 0;
-}
-
-static int remove_dir(void **state)
-{
-    (void)state;
-    assert_int_equal(rmdir(dir), 0);
-    free(dir);
-    return 0;
-}
-
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -388,5 +370,5 @@ int main(void)
         cmocka_unit_test(test_forged_frames),       cmocka_unit_test(test_not_images),
     };
 
-    return cmocka_run_group_tests(tests, make_dir, remove_dir);
+    return cmocka_run_group_tests(tests, make_dir_in_memory, remove_dir);
 }

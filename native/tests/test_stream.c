@@ -1,13 +1,11 @@
 /* SPDX-License-Identifier: GPL-3.0-or-later */
 /* The migration stream, read back as QEMU reads it; device states that are none; raw blocks. */
-#include "image_lib.h"
+#include "image_dir.h"
 
 #include <signal.h>
 
 #include "stream/format.h"
 #include "stream/stream.h"
-
-static char *dir;
 
 /* magic, version, a full section `timer`, a footer, the end mark */
 static const uint8_t devices[] = {'Q',
@@ -358,21 +356,6 @@ static void test_raw_names(void **state)
     assert_string_equal(name, "a%252F%20b");
     ls_raw_name("0000:00:02.0/vga.vram", name);
     assert_string_equal(name, "0000:00:02.0%2Fvga.vram");
-}
-
-static int make_dir(void **state)
-{
-    (void)state;
-    dir = scratch_dir(NULL);
-    return 0;
-}
-
-static int remove_dir(void **state)
-{
-    (void)state;
-    assert_int_equal(rmdir(dir), 0);
-    free(dir);
-    return 0;
 }
 
 int main(void)

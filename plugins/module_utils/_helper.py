@@ -22,6 +22,7 @@ from ansible_collections.livesnap.qemu.plugins.module_utils._errors import (
     LivesnapError,
     TimedOutError,
 )
+from ansible_collections.livesnap.qemu.plugins.module_utils._run import run_bounded
 
 #: Exit code -> class, as in native/src/common/error.h.
 CLASSES = ("ok", "usage", "refused", "aborted", "gone", "storage", "torn", "internal")
@@ -45,25 +46,15 @@ def run_once(path: str, arguments: Sequence[str], timeout: float = 30.0) -> Even
     """Run it to its end: the object that it prints, or HelperError with its words."""
     if not path or not os.path.exists(path):
         raise missing(path)
-    try:
-        done = subprocess.run(  # pylint: disable=ansible-bad-function
-            [path, *arguments],
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            timeout=timeout,
-            check=False,
-            cwd="/",
-        )
-    except subprocess.TimeoutExpired:
-        raise TimedOutError(
-            f"'livesnap-helper {arguments[0]}' did not end within {timeout:g} s"
-        ) from None
-    except OSError as err:
-        raise HelperError(f"'{path}' cannot be run: {err.strerror}") from None
-    lines = [line for line in done.stdout.splitlines() if line.strip()]
+    done = run_bounded([path, *arguments], timeout)
+    if done.timed_out:
+        raise TimedOutError(f"'livesnap-helper {arguments[0]}' {done.problem}")
+    if done.problem:
+        raise HelperError(f"'{path}' {done.problem}")
+    lines = [line for line in done.out.splitlines() if line.strip()]
     last = _parse(lines[-1]) if lines else {}
-    if done.returncode != 0 or last.get("event") == "error":
-        raise failure(last, done.returncode, _tail(done.stderr))
+    if done.code != 0 or last.get("event") == "error":
+        raise failure(last, done.code, _tail(done.err))
     return last
 
 

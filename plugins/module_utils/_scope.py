@@ -10,8 +10,9 @@ such danger; where moving fails, things go on without.
 from __future__ import annotations
 
 import os
-import subprocess
 import time
+
+from ansible_collections.livesnap.qemu.plugins.module_utils._run import run_bounded
 
 _LIMIT = 2.0
 
@@ -32,10 +33,9 @@ def move(pid: int, name: str, description: str, root: str = "/") -> bool:
         *("PIDs", "au", "1", str(pid)),
         "0",
     ]
+    if run_bounded(command, _LIMIT).code != 0:
+        return False
     try:
-        subprocess.run(  # pylint: disable=ansible-bad-function
-            command, stdin=subprocess.DEVNULL, capture_output=True, timeout=_LIMIT, check=True
-        )
         end = time.monotonic() + _LIMIT
         while time.monotonic() < end:
             path = os.path.join(root, f"proc/{pid}/cgroup")
@@ -43,6 +43,6 @@ def move(pid: int, name: str, description: str, root: str = "/") -> bool:
                 if f"{name}.scope" in file.read():
                     return True
             time.sleep(0.02)
-    except (OSError, subprocess.SubprocessError):
+    except OSError:
         pass
     return False

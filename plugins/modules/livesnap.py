@@ -18,10 +18,6 @@ description:
   - Killing the task after the instant does not abort the snapshot. It completes by itself, and the next run of the same
     name returns it unchanged.
 options:
-  guest:
-    description: Name of the guest in the store.
-    type: str
-    required: true
   name:
     description:
       - Name of the snapshot. Letters, digits and any of C(. _ + -), beginning with a letter or digit, 128 characters at
@@ -36,10 +32,6 @@ options:
     type: str
     choices: [present, absent]
     default: present
-  store:
-    description: Directory of the snapshots on the hypervisor.
-    type: path
-    default: /var/lib/livesnap
   qmp_socket:
     description: The guest's QMP socket on the hypervisor. Needed for V(present).
     type: path
@@ -114,7 +106,9 @@ options:
     description: Level of O(compression). Without it that of the library.
     type: int
   staging:
-    description: Memory in which RAM is gathered before it is stored, such as V(512M). V(auto) takes what the host can spare.
+    description:
+      - Memory in which RAM is gathered before it is stored, such as V(512M). V(auto) takes what the host can spare.
+      - When it is full, the guest waits for the store at each page that it is the first to write to. See O(bandwidth).
     type: str
     default: auto
   workers:
@@ -122,7 +116,12 @@ options:
     type: int
     default: 0
   bandwidth:
-    description: Bytes a second that are written to the store at most. 0 is no limit.
+    description:
+      - Bytes a second that are written to the store at most. 0 is no limit.
+      - With a limit, O(staging) should have room for what the guest writes to until it is thawed. When staging is full the
+        guest gets on no faster than this. One with frozen file systems is then perhaps not thawed before O(deadline), at
+        which all is undone and there is no snapshot. So leave O(staging) at V(auto) where the host has memory to spare, or
+        do not freeze (O(freeze=never)).
     type: bytes
     default: 0
   ksm:
@@ -148,6 +147,8 @@ options:
 extends_documentation_fragment:
   - livesnap.qemu.attributes
   - livesnap.qemu.attributes.helper
+  - livesnap.qemu.store
+  - livesnap.qemu.store.guest
 attributes:
   check_mode:
     support: full

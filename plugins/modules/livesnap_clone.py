@@ -15,10 +15,6 @@ description:
   - It writes to overlays of its own. The snapshot stays as it is, and so does the guest.
   - It has sockets of its own, and no network unless asked for.
 options:
-  guest:
-    description: Name of the guest in the store.
-    type: str
-    required: true
   snapshot:
     description: Name of the snapshot. Needed for V(present).
     type: str
@@ -31,10 +27,6 @@ options:
     type: str
     choices: [present, absent]
     default: present
-  store:
-    description: Directory of the snapshots on the hypervisor.
-    type: path
-    default: /var/lib/livesnap
   network:
     description: Whether the clone keeps the guest's network cards connected. It then has the guest's addresses as well.
     type: bool
@@ -46,6 +38,8 @@ options:
 extends_documentation_fragment:
   - livesnap.qemu.attributes
   - livesnap.qemu.attributes.helper
+  - livesnap.qemu.store
+  - livesnap.qemu.store.guest
 attributes:
   check_mode:
     support: full

@@ -14,10 +14,6 @@ description:
   - Lists the snapshots of a store, newest first, those in the making among them.
   - A snapshot whose manifest is damaged is listed with the reason in RV(snapshots[].problem), and the task goes on.
 options:
-  store:
-    description: Directory of the snapshots on the hypervisor.
-    type: path
-    default: /var/lib/livesnap
   guest:
     description: Only snapshots of this guest.
     type: str
@@ -26,6 +22,7 @@ options:
     type: str
 extends_documentation_fragment:
   - livesnap.qemu.attributes
+  - livesnap.qemu.store
 attributes:
   check_mode:
     support: full

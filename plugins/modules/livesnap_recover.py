@@ -15,10 +15,6 @@ description:
   - Snapshots that are in the making are left alone.
   - Each run of M(livesnap.qemu.livesnap) does this for its guest by itself.
 options:
-  store:
-    description: Directory of the snapshots on the hypervisor.
-    type: path
-    default: /var/lib/livesnap
   guest:
     description: Only what belongs to this guest.
     type: str
@@ -30,6 +26,7 @@ options:
 extends_documentation_fragment:
   - livesnap.qemu.attributes
   - livesnap.qemu.attributes.helper
+  - livesnap.qemu.store
 attributes:
   check_mode:
     support: full

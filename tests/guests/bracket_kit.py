@@ -17,6 +17,7 @@ from ansible_collections.livesnap.qemu.plugins.module_utils._bracket.api import 
     SnapshotSpec,
     take_snapshot,
 )
+from ansible_collections.livesnap.qemu.plugins.module_utils._guard import Guard, GuardConfig
 from lab import Guest
 
 REPO = Path(__file__).resolve().parents[2]
@@ -129,12 +130,37 @@ def in_child(work: Callable[[], Any]) -> int:
     return pid
 
 
+def start_time(pid: int) -> int:
+    """Field 22 of /proc/PID/stat, which with the pid names a process for good."""
+    return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19])
+
+
+def state(pid: int) -> str:
+    """The letter of a process's state; "" when it is gone."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except (FileNotFoundError, ProcessLookupError):
+        return ""
+
+
 def living(pid: int) -> bool:
     """Whether a process is there and no zombie."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
-    except (FileNotFoundError, ProcessLookupError):
-        return False
+    return state(pid) not in ("", "Z", "X")
+
+
+def make_guard(helper_path: Path, guest: Guest, report: Path, **given: Any) -> Guard:
+    """A guard of the guest, not started yet, whose owner is this process; it logs beside `report`.
+
+    `given`: what differs from a guard of a running guest with its agent, and no keeper.
+    """
+    assert guest.pid is not None
+    values: dict[str, Any] = {
+        "qmp_socket": str(guest.qmp_path), "agent_socket": str(guest.agent_path),
+        "pid": guest.pid, "start_time": start_time(guest.pid), "guest": guest.options.name,
+        "id": "6f1c0de0", "owner": os.getpid(), "owner_start_time": start_time(os.getpid()),
+        "was_running": True, "report": str(report), **given,
+    }
+    return Guard(str(helper_path), GuardConfig(**values), log=str(report.with_name("log")))
 
 
 def kill(pid: int, number: int = signal.SIGKILL) -> None:

@@ -18,7 +18,19 @@ import pytest
 from ansible_collections.livesnap.qemu.plugins.module_utils import _recover
 from ansible_collections.livesnap.qemu.plugins.module_utils._bracket.steps import FAULT_POINTS
 from ansible_collections.livesnap.qemu.plugins.module_utils._store.listing import list_snapshots
-from bracket_kit import Place, clean, helper, in_child, kill, read, run_dir, wait, well
+from bracket_kit import (
+    Place,
+    clean,
+    helper,
+    in_child,
+    kill,
+    living,
+    read,
+    run_dir,
+    state,
+    wait,
+    well,
+)
 from lab import Guest
 
 DEADLINE = 4
@@ -48,7 +60,7 @@ class Struck:
         self.folder: Path = wait(lambda: run_dir(guest), 20)
         self.owner = int(wait(lambda: read(self.folder / "owner.json"), 5)["pid"])
         # Stopped, or gone.
-        wait(lambda: _state(self.owner) in "TZ", 20, 0.005)
+        wait(lambda: state(self.owner) == "T" or not living(self.owner), 20, 0.005)
         self.at = time.time()
 
     def noted(self, step: str) -> float:
@@ -78,14 +90,7 @@ class Struck:
         kill(self.module)
         self.module_ends()
         # Its sockets close before it is gone.
-        wait(lambda: _state(self.owner) == "Z", 5)
-
-
-def _state(pid: int) -> str:
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
-    except OSError:
-        return "Z"
+        wait(lambda: not living(self.owner), 5)
 
 
 @contextlib.contextmanager
@@ -154,7 +159,7 @@ def test_module_is_killed(step: str, guest: Guest, place: Place) -> None:
         run.module_ends()
         kill(run.owner, signal.SIGCONT)
         wait(lambda: run_dir(guest) is None, 20)
-        wait(lambda: _state(run.owner) == "Z", 5)
+        wait(lambda: not living(run.owner), 5)
     assert place.left() == ([] if step in BEFORE else ["one"])
     well(guest)
     clean(guest)
@@ -187,7 +192,7 @@ def test_guard_hangs_as_well(guest: Guest, place: Place, monkeypatch: pytest.Mon
         result = place.take("two")
     said = " ".join(result["recovered"])
     assert "resumed the guest" in said and "thawed the guest" in said, said
-    wait(lambda: _state(guard) == "Z", 5)
+    wait(lambda: not living(guard), 5)
     assert result["snapshot"]["consistency"]["level"] == "filesystem"
     well(guest)
     clean(guest)
@@ -202,7 +207,7 @@ def test_owner_dies_in_a_long_sweep(guest: Guest, place: Place) -> None:
     owner = int(read(folder / "owner.json")["pid"])
     kill(owner)
     assert os.waitpid(module, 0)[1] != 0
-    wait(lambda: _state(owner) == "Z", 5)
+    wait(lambda: not living(owner), 5)
     begun = time.monotonic()
     said = _recover.recover(str(place.root), place.name, helper())
     assert time.monotonic() - begun < 10, said

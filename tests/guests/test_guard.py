@@ -13,18 +13,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from ansible_collections.livesnap.qemu.plugins.module_utils._guard import (
-    Guard,
-    GuardConfig,
-    read_report,
-)
+from ansible_collections.livesnap.qemu.plugins.module_utils._guard import read_report
+from bracket_kit import make_guard
 from lab import Guest
 
 DEADLINE_MS = 3000
-
-
-def _start_time(pid: int) -> int:
-    return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19])
 
 
 def _own(guest: Guest, helper: Path, report: Path, ready: int) -> None:
@@ -33,23 +26,7 @@ def _own(guest: Guest, helper: Path, report: Path, ready: int) -> None:
     `ready` gets a line when the guest is frozen and stopped: the guard's pid, and when the bracket
     began.
     """
-    assert guest.pid is not None and guest.agent_path is not None
-    guard = Guard(
-        str(helper),
-        GuardConfig(
-            qmp_socket=str(guest.qmp_path),
-            agent_socket=str(guest.agent_path),
-            pid=guest.pid,
-            start_time=_start_time(guest.pid),
-            guest="witness",
-            id="6f1c0de0",
-            owner=os.getpid(),
-            owner_start_time=_start_time(os.getpid()),
-            was_running=True,
-            report=str(report),
-        ),
-        log=str(report.with_name("log")),
-    )
+    guard = make_guard(helper, guest, report)
     guard.start()
     begun = time.monotonic()
     guard.bracket(DEADLINE_MS)

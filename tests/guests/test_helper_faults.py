@@ -16,11 +16,12 @@ from typing import Any
 
 import pytest
 from ansible_collections.livesnap.qemu.plugins.module_utils._errors import LivesnapError
-from bracket_kit import REPO, Place, clean, helper, in_child, kill, read, run_dir, wait, well
+from bracket_kit import Place, clean, helper, in_child, kill, read, run_dir, wait, well
 from lab import Guest
+from taking import helper as built
 
-#: The helper with fault points, made by the Makefile's target for it.
-FAULTY = REPO / "native" / "build" / "livesnap-helper-faults"
+#: The helper with fault points, built when the tests are collected: they are made from its list.
+FAULTY = built(faults=True)
 
 
 @pytest.fixture
@@ -86,7 +87,7 @@ def test_writer_hangs_in_the_sweep(place: Place) -> None:
 
 def points() -> list[str]:
     """The fault points of a capture, as the helper lists them; attach.* have tests of their own."""
-    done = subprocess.run([FAULTY, "faults"], capture_output=True, text=True, check=False)
+    done = subprocess.run([FAULTY, "faults"], capture_output=True, text=True, check=True)
     return [line for line in done.stdout.split() if line.startswith("capture.")]
 
 
@@ -98,19 +99,17 @@ def test_a_sweep_takes_no_longer_than_its_timeout(place: Place) -> None:
     clean(place.guest)
 
 
-@pytest.mark.parametrize("point", points() if FAULTY.exists() else ["capture.*"])
+@pytest.mark.parametrize("point", points())
 @pytest.mark.parametrize("action", ["kill", "error"])
 def test_fault_point(
     point: str, action: str, place: Place, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    if not FAULTY.exists():
-        pytest.skip(f"'{FAULTY}' is not built: make -C native FAULTS=1")
     with monkeypatch.context() as patch:
         patch.setenv("LIVESNAP_FAULT", f"{point}:{action}")
-        patch.setenv("LIVESNAP_TEST_HELPER", str(FAULTY))
+        patch.setenv("LIVESNAP_TEST_HELPER", FAULTY)
         with pytest.raises(LivesnapError):
             place.take("one", deadline=4, freeze_timeout=2)
-    assert helper() != str(FAULTY)
+    assert helper() != FAULTY
     assert place.left() == []
     well(place.guest)
     clean(place.guest)

@@ -17,30 +17,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from ansible_collections.livesnap.qemu.plugins.module_utils._guard import (
-    UNDID,
-    Guard,
-    GuardConfig,
-    read_report,
-)
+from ansible_collections.livesnap.qemu.plugins.module_utils._guard import UNDID, read_report
+from bracket_kit import make_guard, start_time, state
 from lab import Guest
 
 KSM = Path("/sys/kernel/mm/ksm/run")
 # So that the sweep lasts: as little staging as there may be, and a slow store.
 SLOW = {"staging": 32 << 20, "bandwidth": 6 << 20, "compression": "none"}
-
-
-def start_time(pid: int) -> int:
-    """Field 22 of /proc/PID/stat."""
-    return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19])
-
-
-def state(pid: int) -> str:
-    """State letter of a process, "" when it has ended."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
-    except OSError:
-        return ""
 
 
 def protected(pid: int) -> bool:
@@ -149,25 +132,15 @@ def sweep(helper: Path, guest: Guest, store: Path, run: Path) -> Iterator[dict[s
     guard = None
     try:
         about = capture.attach()
-        guard = Guard(
-            str(helper),
-            GuardConfig(
-                qmp_socket=str(guest.qmp_path),
-                agent_socket=None,
-                pid=guest.pid,
-                start_time=start_time(guest.pid),
-                guest="witness",
-                id="6f1c0de0",
-                owner=os.getpid(),
-                owner_start_time=start_time(os.getpid()),
-                was_running=True,
-                report=str(run / "guard.json"),
-                keeper=about["keeper"],
-                keeper_start_time=start_time(about["keeper"]),
-                keeper_uffd=about["uffd"],
-                keeper_progress=about["progress"],
-            ),
-            log=str(run / "log"),
+        guard = make_guard(
+            helper,
+            guest,
+            run / "guard.json",
+            agent_socket=None,
+            keeper=about["keeper"],
+            keeper_start_time=start_time(about["keeper"]),
+            keeper_uffd=about["uffd"],
+            keeper_progress=about["progress"],
         )
         guard.start()
         guard.bracket(20000)

@@ -21,7 +21,19 @@ from ansible_collections.livesnap.qemu.plugins.module_utils._bracket.api import 
 from ansible_collections.livesnap.qemu.plugins.module_utils._bracket.steps import FAULT_POINTS
 from ansible_collections.livesnap.qemu.plugins.module_utils._errors import LivesnapError
 from ansible_collections.livesnap.qemu.plugins.module_utils._store.listing import list_snapshots
-from bracket_kit import Place, clean, helper, in_child, kill, living, read, run_dir, wait, well
+from bracket_kit import (
+    Place,
+    clean,
+    helper,
+    in_child,
+    kill,
+    living,
+    read,
+    run_dir,
+    state,
+    wait,
+    well,
+)
 from lab import Guest
 
 DEADLINE = 3
@@ -81,7 +93,7 @@ def test_everything_dies_at_once(step: str, guest: Guest, place: Place) -> None:
         module = in_child(lambda: place.take("one", deadline=9))
     folder = wait(lambda: run_dir(guest), 20)
     owner = wait(lambda: read(folder / "owner.json"), 5)["pid"]
-    wait(lambda: Path(f"/proc/{owner}/stat").read_text().rpartition(")")[2].split()[0] == "T", 20)
+    wait(lambda: state(owner) == "T", 20)
     helpers = read(folder / "helper.json")
     doomed = [module, owner, helpers["keeper"]["pid"], helpers["writer"]["pid"]]
     guard = read(folder / "guard-process.json").get("pid")
@@ -127,7 +139,7 @@ def test_module_killed_before_the_instant(guest: Guest, place: Place) -> None:
         module = in_child(lambda: place.take("one", deadline=8))
     folder = wait(lambda: run_dir(guest), 20)
     owner = wait(lambda: read(folder / "owner.json"), 5)["pid"]
-    wait(lambda: Path(f"/proc/{owner}/stat").read_text().rpartition(")")[2].split()[0] == "T", 20)
+    wait(lambda: state(owner) == "T", 20)
     kill(module)
     os.waitpid(module, 0)
     kill(owner, signal.SIGCONT)

@@ -34,9 +34,25 @@ def described(documented: dict[str, Any]) -> dict[str, Any]:
     return spec
 
 
+def documented_options(name: str) -> dict[str, Any]:
+    """The options that ansible-doc shows for a module: its own, and those of its fragments."""
+    own = yaml.safe_load(module(name).DOCUMENTATION)
+    found: dict[str, Any] = {}
+    for fragment in own["extends_documentation_fragment"]:
+        file, _dot, part = fragment.removeprefix("livesnap.qemu.").partition(".")
+        where = f"ansible_collections.livesnap.qemu.plugins.doc_fragments.{file}"
+        text = getattr(
+            importlib.import_module(where).ModuleDocFragment, (part or "documentation").upper()
+        )
+        found.update(yaml.safe_load(text)["options"])
+    assert not set(found) & set(own.get("options") or {})
+    found.update(own.get("options") or {})
+    return {key: value for key, value in found.items() if key not in _options.INTERNAL}
+
+
 @pytest.mark.parametrize("name", sorted(_options.MODULES))
 def test_documentation_says_what_the_table_says(name: str) -> None:
-    documented = yaml.safe_load(module(name).DOCUMENTATION)["options"]
+    documented = documented_options(name)
     assert {key: described(value) for key, value in documented.items()} == {
         option.name: option.spec() for option in _options.MODULES[name]
     }

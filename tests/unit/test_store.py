@@ -239,6 +239,32 @@ def test_discard_only_removes_what_is_in_the_making(store: Store, tmp_path: Path
             store.discard(folder)
 
 
+def test_two_may_remove_the_same_folder(tmp_path: Path) -> None:
+    """Recovery and the writer of a dead keeper, say: neither fails, and nothing is left."""
+    kept = tmp_path / "kept"
+    kept.mkdir()
+    (kept / "file").touch()
+    folder = tmp_path / "folder"
+    for number in range(300):
+        (folder / str(number)).mkdir(parents=True)
+        (folder / str(number) / "file").touch()
+    (folder / "link").symlink_to(kept)
+    start = multiprocessing.Barrier(2)
+
+    def work() -> None:
+        start.wait()
+        files.remove_tree(folder)
+
+    others = [multiprocessing.Process(target=work) for _number in range(2)]
+    for other in others:
+        other.start()
+    for other in others:
+        other.join()
+    assert [other.exitcode for other in others] == [0, 0]
+    assert [path.name for path in tmp_path.iterdir()] == ["kept"]
+    assert (kept / "file").exists()
+
+
 def test_other_guests_are_told_apart(store: Store) -> None:
     make(store)
     store.check_owner("web1", UUID, "renamed")

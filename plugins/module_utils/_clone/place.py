@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Optional
@@ -93,9 +92,8 @@ class Place:
                 if folder.is_symlink():
                     os.unlink(folder)
                 else:
-                    shutil.rmtree(folder)
-            except FileNotFoundError:
-                continue
+                    # QEMU, as it ends, removes its sockets at the same time.
+                    files.remove_tree(folder)
             except OSError as err:
                 raise CloneError(f"'{err.filename}' cannot be removed: {err.strerror}") from None
         # Others may have clones there.

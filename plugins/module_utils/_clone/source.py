@@ -7,7 +7,6 @@ from __future__ import annotations
 import os
 import re
 import shutil
-import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,8 @@ from ansible_collections.livesnap.qemu.plugins.module_utils._clone import cmdlin
 from ansible_collections.livesnap.qemu.plugins.module_utils._clone.argv import Props
 from ansible_collections.livesnap.qemu.plugins.module_utils._errors import CloneError, RefusedError
 from ansible_collections.livesnap.qemu.plugins.module_utils._guest.firmware import firmware_of
+from ansible_collections.livesnap.qemu.plugins.module_utils._guest.mtree import parse_ramblocks
+from ansible_collections.livesnap.qemu.plugins.module_utils._run import run_bounded
 
 _PROGRAM_LIMIT = 20.0
 
@@ -121,33 +122,18 @@ def from_manifest(folder: Path, fields: dict[str, Any]) -> Source:
 
 def used_length(ramblock: str, block: str) -> int:
     """Used length of a block in the text of 'info ramblock', 0 if it is not there. Pure."""
-    from ansible_collections.livesnap.qemu.plugins.module_utils._guest.mtree import parse_ramblocks
-
     return parse_ramblocks(ramblock).get(block, 0)
 
 
 def ask(program: str, *arguments: str) -> str:
     """What a program prints; CloneError when it cannot be run, fails or does not end."""
-    try:
-        done = subprocess.run(  # pylint: disable=ansible-bad-function
-            [program, *arguments],
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            timeout=_PROGRAM_LIMIT,
-            check=False,
-            cwd="/",
-        )
-    except subprocess.TimeoutExpired:
-        raise CloneError(
-            f"'{program} {arguments[0]}' did not end in {_PROGRAM_LIMIT:g} s"
-        ) from None
-    except OSError as err:
-        raise CloneError(f"'{program}' cannot be run: {err.strerror}") from None
-    text = done.stdout.decode("utf-8", "replace")
-    if done.returncode != 0:
-        words = done.stderr.decode("utf-8", "replace").strip()[-300:]
-        raise CloneError(f"'{program} {' '.join(arguments)}' failed: {words}")
-    return text
+    done = run_bounded([program, *arguments], _PROGRAM_LIMIT)
+    if done.problem:
+        name = f"{program} {arguments[0]}" if done.timed_out else program
+        raise CloneError(f"'{name}' {done.problem}")
+    if done.code != 0:
+        raise CloneError(f"'{program} {' '.join(arguments)}' failed: {done.words}")
+    return done.text
 
 
 def parse_version(text: str) -> tuple[int, ...]:

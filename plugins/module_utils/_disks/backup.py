@@ -18,7 +18,6 @@ import ctypes
 import errno
 import os
 import shutil
-import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Optional, Sequence
@@ -31,6 +30,7 @@ from ansible_collections.livesnap.qemu.plugins.module_utils._errors import (
     StoreError,
 )
 from ansible_collections.livesnap.qemu.plugins.module_utils._guest.disks import Disk
+from ansible_collections.livesnap.qemu.plugins.module_utils._run import run_bounded
 from ansible_collections.livesnap.qemu.plugins.module_utils._store import files, names
 from ansible_collections.livesnap.qemu.plugins.module_utils._store.layout import IMAGE_MODE
 from ansible_collections.livesnap.qemu.plugins.module_utils._store.space import qcow2_bytes
@@ -38,6 +38,8 @@ from ansible_collections.livesnap.qemu.plugins.module_utils._store.space import 
 NAME = "backup"
 FORMAT = "qcow2"
 _FALLOC_KEEP_SIZE = 1
+#: Seconds that making an empty image may take.
+_QEMU_IMG_LIMIT = 60.0
 #: Room for what the guest allocates between the estimate and the instant, bytes.
 _GROWTH = 64 << 20
 
@@ -232,19 +234,12 @@ def _create(path: Path, size: int) -> None:
     with files.as_store_error(f"'{path}' cannot be made"):
         fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
         os.close(fd)
-    try:
-        done = subprocess.run(  # pylint: disable=ansible-bad-function
-            ["qemu-img", "create", "-q", "-f", FORMAT, str(path), str(size)],
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            timeout=60,
-            check=False,
-        )
-    except (OSError, subprocess.TimeoutExpired) as err:
-        raise StoreError(f"'{path}' cannot be made: {err}") from None
-    if done.returncode != 0:
-        raise StoreError(f"'{path}' cannot be made: {done.stderr.strip()[-300:]}")
+    argv = ["qemu-img", "create", "-q", "-f", FORMAT, str(path), str(size)]
+    done = run_bounded(argv, _QEMU_IMG_LIMIT)
+    if done.problem:
+        raise StoreError(f"'{path}' cannot be made: 'qemu-img create' {done.problem}")
+    if done.code != 0:
+        raise StoreError(f"'{path}' cannot be made: {done.words}")
 
 
 def _reserve(fd: int, size: int, path: str) -> None:

@@ -32,6 +32,22 @@ def sync_file(path: Path) -> None:
         os.close(fd)
 
 
+def remove_tree(folder: Path) -> None:
+    """Remove a folder and all that is in it. Somebody else may be doing so at the same time: what
+    is gone already is not missed, and nothing else is left because of it."""
+    for root, folders, others in os.walk(folder, topdown=False):
+        for name in folders:
+            path = os.path.join(root, name)
+            with contextlib.suppress(FileNotFoundError):
+                # A link to a folder is listed as one.
+                (os.unlink if os.path.islink(path) else os.rmdir)(path)
+        for name in others:
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(os.path.join(root, name))
+    with contextlib.suppress(FileNotFoundError):
+        os.rmdir(folder)
+
+
 def write_whole(path: Path, data: bytes, mode: int = 0o600, durable: bool = True) -> None:
     """A temporary name, fsync of file and folder, rename. Replaces what was there."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")

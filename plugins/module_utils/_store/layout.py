@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import shutil
 import stat
 from pathlib import Path
 from typing import Any, Mapping, Optional
@@ -150,12 +149,9 @@ class Store:
         with files.as_store_error(f"'{folder}' cannot be removed"):
             if folder.is_symlink():
                 os.unlink(folder)
-            elif folder.exists():
+            else:
                 # A writer whose keeper died may be removing its image at the same time.
-                with contextlib.suppress(FileNotFoundError):
-                    shutil.rmtree(folder)
-                if folder.exists():
-                    shutil.rmtree(folder)
+                files.remove_tree(folder)
         with contextlib.suppress(OSError):
             os.rmdir(folder.parent)
         with contextlib.suppress(OSError):

@@ -171,6 +171,8 @@ void ls_engine_free(struct ls_engine *e);
 
 /* The first failure counts; its error must not be the caller's stack beyond the call. */
 void ls_engine_fail(struct ls_engine *e, const struct ls_error *err);
+/* Changes the mode and waits until no fault thread follows the one before. */
+int ls_engine_change_mode(struct ls_engine *e, enum ls_mode mode, struct ls_error *err);
 /* Wakes the main thread. */
 void ls_engine_tell(struct ls_engine *e);
 

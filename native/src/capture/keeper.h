@@ -58,6 +58,9 @@ int ls_keeper_setup(struct ls_keeper *k, struct ls_error *err);
 /* Fills the stage's part of the image's specification from the layout. */
 int ls_keeper_describe(struct ls_keeper *k, const struct ls_layout *layout, struct ls_error *err);
 
+/* ---- obey.c: reads requests that have come, and does them ---- */
+int ls_keeper_obey(struct ls_keeper *k, struct ls_error *err);
+
 double ls_seconds_since(const struct timespec *began);
 
 #endif

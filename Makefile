@@ -45,7 +45,7 @@ demo: venv helper
 	$(PY) tests/demo.py
 
 bench: venv helper
-	$(PY) tests/bench/run.py
+	$(PY) tests/bench/bench.py
 
 clean:
 	rm -rf build native/build tests/output

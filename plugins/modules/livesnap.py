@@ -107,7 +107,9 @@ options:
     type: int
   staging:
     description:
-      - Memory in which RAM is gathered before it is stored, such as V(512M). V(auto) takes what the host can spare.
+      - Memory in which RAM is gathered before it is stored, such as V(512M). V(auto) takes as much as the guest has RAM, but
+        no more than half of what the host has available less 256 MiB, looks again each second, and gives back when others
+        wait for memory. RV(snapshot.memory.staging_bytes) says what it took.
       - When it is full, the guest waits for the store at each page that it is the first to write to. See O(bandwidth).
     type: str
     default: auto
@@ -319,6 +321,10 @@ snapshot:
           description: How it is compressed.
           type: str
           sample: lz4
+        staging_bytes:
+          description: The most memory in which RAM was gathered before it was stored. See O(staging).
+          type: int
+          sample: 301989888
         proof:
           description: How often the kernel was asked whether all is protected, and how many pieces were proven untouched.
           type: dict

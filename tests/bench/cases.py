@@ -98,15 +98,3 @@ CASES = (
         huge_pages=False,
     ),
 )
-
-
-def chosen(names: str) -> list[Case]:
-    """The cases of a list such as "a,b"; all for an empty one. ValueError names what is unknown."""
-    wanted = [name for name in names.split(",") if name]
-    known = {case.name: case for case in CASES}
-    unknown = [name for name in wanted if name not in known]
-    if unknown:
-        raise ValueError(
-            f"BENCH={names}: there is no case {', '.join(unknown)}; there are {', '.join(known)}"
-        )
-    return [known[name] for name in wanted] if wanted else list(CASES)

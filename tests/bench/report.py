@@ -102,9 +102,15 @@ def table(name: str, judged: dict[str, Any]) -> str:
             value = judged["medians"][column][key]
             cells.append(f"{'-' if value is None else format(value / divisor, '.2f'):>15}")
         lines.append(f"{label:22}" + "".join(cells))
+    return "\n".join(lines + bounds(judged))
+
+
+def bounds(judged: dict[str, Any]) -> list[str]:
+    """A line for each figure that is to be reached."""
+    lines = []
     for row in judged["bounds"]:
         word = "reached"
         if not row["reached"]:
             word = "MISSED" if row["binding"] else "missed; stores differ, not binding"
         lines.append(f"  {row['what']}: {row['value']} of at most {row['most']}: {word}")
-    return "\n".join(lines)
+    return lines

@@ -110,6 +110,7 @@ def test_values_of_the_result(whole: dict[str, Any], guest: Guest, store: Path) 
     assert memory["compression"] == "zstd"
     assert memory["bytes"] > 128 << 20
     assert 0 < memory["stored_bytes"] < memory["bytes"] - memory["zero_bytes"]
+    assert memory["staging_bytes"] >= 32 << 20
     assert whole["actions"] == ["took snapshot 'whole' of guest 'web1'"]
     assert whole["recovered"] == []
 

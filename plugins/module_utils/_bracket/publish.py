@@ -100,6 +100,7 @@ def _memory(run: Run, folder: Path) -> Optional[dict[str, Any]]:
         "file_bytes": (folder / uffd.IMAGE).stat().st_size,
         "checksum": str(done["checksum"]),
         "compression": run.spec.compression,
+        "staging_bytes": int(done["staging_bytes"]),
         "faults": faults,
         "fault_us": {
             key: round(float(fault_us[key]), 3) if faults and key in fault_us else None

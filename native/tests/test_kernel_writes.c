@@ -13,7 +13,9 @@
 #include "support/kvm_guest.h"
 #include "support/rounds.h"
 
-#if defined(__SANITIZE_THREAD__) || defined(__SANITIZE_ADDRESS__)
+#if defined(__SANITIZE_THREAD__)
+#define SHARE 10
+#elif defined(__SANITIZE_ADDRESS__)
 #define SHARE 4
 #else
 #define SHARE 1

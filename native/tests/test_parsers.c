@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: GPL-3.0-or-later */
-/* What others wrote is made out or refused: the text of `info ramblock`, /proc/PID/maps. The
- * fuzzers go further; here is what they found, and what is easy to lose. */
+/* What others wrote is made out or refused: the text of `info ramblock`, /proc/PID/maps, requests.
+ * The fuzzers go further; here is what they found, and what is easy to lose. */
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
@@ -10,6 +10,7 @@
 #include <stdio.h>
 #include <string.h>
 
+#include "capture/request.h"
 #include "target/ramtext.h"
 
 /* ---- info ramblock ---- */
@@ -109,11 +110,45 @@ static void maps_lines(void **state)
     assert_int_equal(s.last.start, 0x1000);
 }
 
+/* ---- requests ---- */
+
+static void expect_id(const char *id, bool good)
+{
+    struct ls_request request;
+    struct ls_error err;
+    char line[512];
+    int n = snprintf(line, sizeof line,
+                     "{\"request\":\"start\",\"id\":\"%s\",\"guest\":\"g\",\"pid\":1,"
+                     "\"start_time\":1,\"image\":\"/x\",\"ramblock\":\"x\"}",
+                     id);
+
+    assert_int_equal(ls_request_parse(line, (size_t)n, &request, &err), good ? 0 : -1);
+    if (good)
+        ls_request_free(&request);
+    else
+        assert_non_null(strstr(err.message, "'id'"));
+}
+
+static void request_ids(void **state)
+{
+    (void)state;
+    expect_id("01234567-89ab-cdef-0123-456789abcdef", true);
+    expect_id("0123456789ABCDEF0123456789abcdef", true);
+    expect_id("01234567-89ab-cdef-0123-456789abcde", false);
+    expect_id("01234567-89ab-cdef-0123-456789abcdef0", false);
+    expect_id("01234567-89ab-cdef-0123-456789abcdeg", false);
+    /* what strtoul makes a number of */
+    expect_id(" 1234567-89ab-cdef-0123-456789abcdef", false);
+    expect_id("+1234567-89ab-cdef-0123-456789abcdef", false);
+    expect_id("0x000000-0000-0000-0000-000000000000", false);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(ramblock_lines),
         cmocka_unit_test(maps_lines),
+        cmocka_unit_test(request_ids),
     };
 
     return cmocka_run_group_tests(tests, NULL, NULL);

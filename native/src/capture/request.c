@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: GPL-3.0-or-later */
 #include "capture/request.h"
 
+#include <ctype.h>
 #include <errno.h>
 #include <jansson.h>
 #include <stdlib.h>
@@ -69,16 +70,13 @@ static int get_id(struct ls_request *r, struct ls_error *err)
     size_t n = 0;
 
     for (const char *c = r->id_text; *c; c++) {
-        char digits[3] = {c[0], 0, 0}, *end;
-
         if (*c == '-')
             continue;
-        digits[1] = *++c;
-        if (n >= sizeof r->id || !digits[1])
+        /* not left to strtoul, which takes spaces, signs and "0x", too */
+        if (n >= sizeof r->id || !isxdigit((unsigned char)c[0]) || !isxdigit((unsigned char)c[1]))
             return wrong(err, "id", "is not a UUID");
-        r->id[n++] = (uint8_t)strtoul(digits, &end, 16);
-        if (*end)
-            return wrong(err, "id", "is not a UUID");
+        r->id[n++] = (uint8_t)strtoul((const char[]){c[0], c[1], 0}, NULL, 16);
+        c++;
     }
     return n == sizeof r->id ? 0 : wrong(err, "id", "is not a UUID");
 }

@@ -81,7 +81,7 @@ int ls_proc_status(pid_t pid, pid_t tid, struct ls_proc_status *status, struct l
 
 static bool parse_map(char *line, struct ls_vma *vma)
 {
-    char perms[5];
+    char perms[5] = "";
     unsigned maj;
     unsigned min;
     uint64_t inode;
@@ -89,7 +89,8 @@ static bool parse_map(char *line, struct ls_vma *vma)
 
     memset(vma, 0, sizeof *vma);
     if (sscanf(line, "%" SCNx64 "-%" SCNx64 " %4s %" SCNx64 " %x:%x %" SCNu64 " %n", &vma->start,
-               &vma->end, perms, &vma->file_offset, &maj, &min, &inode, &name_at) != 7)
+               &vma->end, perms, &vma->file_offset, &maj, &min, &inode, &name_at) != 7 ||
+        vma->start >= vma->end || strlen(perms) != 4)
         return false;
     vma->readable = perms[0] == 'r';
     vma->writable = perms[1] == 'w';
@@ -123,35 +124,57 @@ static void parse_smaps_line(char *line, struct ls_vma *vma)
     }
 }
 
-int ls_proc_maps(pid_t pid, enum ls_vma_source source,
-                 int (*each)(const struct ls_vma *vma, void *opaque), void *opaque,
-                 struct ls_error *err)
+/* A line as far as there is room; the rest of it is skipped, or it would pass for a line. */
+static bool read_line(FILE *file, char *line, int room)
 {
-    AUTO_FILE FILE *file = NULL;
-    struct ls_vma vma;
+    int c = 0;
+
+    if (!fgets(line, room, file))
+        return false;
+    if (!strchr(line, '\n'))
+        while (c != '\n' && c != EOF)
+            c = getc_unlocked(file);
+    return true;
+}
+
+int ls_proc_read_maps(FILE *file, int (*each)(const struct ls_vma *vma, void *opaque), void *opaque)
+{
+    struct ls_vma vma = {0};
     struct ls_vma next;
     bool have = false;
-    char path[64];
     char line[5000];
 
-    snprintf(path, sizeof path, "/proc/%d/%s", (int)pid, source == LS_SMAPS ? "smaps" : "maps");
-    file = open_proc(path, pid, err);
-    if (!file)
-        return -1;
-    while (fgets(line, sizeof line, file)) {
+    while (read_line(file, line, sizeof line)) {
         if (!parse_map(line, &next)) {
             parse_smaps_line(line, &vma);
             continue;
         }
         if (have && each(&vma, opaque) != 0)
-            return 0;
+            return 1;
         vma = next;
         have = true;
     }
+    if (have)
+        each(&vma, opaque);
+    return have;
+}
+
+int ls_proc_maps(pid_t pid, enum ls_vma_source source,
+                 int (*each)(const struct ls_vma *vma, void *opaque), void *opaque,
+                 struct ls_error *err)
+{
+    AUTO_FILE FILE *file = NULL;
+    char path[64];
+    int found;
+
+    snprintf(path, sizeof path, "/proc/%d/%s", (int)pid, source == LS_SMAPS ? "smaps" : "maps");
+    file = open_proc(path, pid, err);
+    if (!file)
+        return -1;
+    found = ls_proc_read_maps(file, each, opaque);
     if (ferror(file))
         return ls_fail_errno(err, LS_REFUSED, "proc", "cannot read '%s'", path);
-    if (!have)
+    if (!found)
         return ls_fail(err, LS_GONE, "gone", "process %d ended: it has no memory", (int)pid);
-    each(&vma, opaque);
     return 0;
 }

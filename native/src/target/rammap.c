@@ -17,9 +17,8 @@
 #include <unistd.h>
 
 #include "common/cleanup.h"
-#include "target/target.h"
+#include "target/ramtext.h"
 
-#define MAX_BLOCKS 4096
 #define CHUNK (1u << 20)
 /* Heaps beyond this are not searched: a block that is not found by then refuses the capture. */
 #define SEARCH_LIMIT (4ull << 30)
@@ -50,92 +49,27 @@ struct candidate {
 struct search {
     pid_t pid;
     int mem;
-    size_t count;
+    size_t count, room;
     struct candidate *candidates;
     uint64_t searched;
 };
 
-/* ---- the text ---- */
-
-/* "4 KiB", as one word after the name: the number and its unit stand apart. */
-static bool parse_size(const char *number, const char *unit, uint64_t *bytes)
+static int add(const struct ls_ramblock *block, bool printed_host, void *opaque,
+               struct ls_error *err)
 {
-    static const char units[] = "KMGT";
-    char *end;
-    unsigned long long value = strtoull(number, &end, 10);
-    const char *at;
+    struct search *s = opaque;
 
-    if (end == number || *end || value == 0)
-        return false;
-    if (strcmp(unit, "B") == 0) {
-        *bytes = value;
-        return true;
+    if (s->count == s->room) {
+        size_t room = s->room ? s->room * 2 : 16;
+        void *more = realloc(s->candidates, room * sizeof *s->candidates);
+
+        if (!more)
+            return ls_fail_errno(err, LS_INTERNAL, "memory", "cannot read 'info ramblock'");
+        s->candidates = more;
+        s->room = room;
     }
-    at = strchr(units, unit[0]);
-    if (!unit[0] || !at || strcmp(unit + 1, "iB") != 0)
-        return false;
-    *bytes = value << (10 * (at - units + 1));
-    return true;
-}
-
-/* 1: a block, 0: a line that is none (the heading), -1: a line that should be one and is not. */
-static int parse_line(const char *line, struct candidate *c)
-{
-    char number[16];
-    char unit[8];
-    char mode[8] = "";
-    int n;
-
-    memset(c, 0, sizeof *c);
-    n = sscanf(line, " %255s %15s %7s 0x%" SCNx64 " 0x%" SCNx64 " 0x%" SCNx64 " 0x%" SCNx64 " %7s",
-               c->block.id, number, unit, &c->block.offset, &c->block.used, &c->block.total,
-               &c->block.host, mode);
-    if (n <= 0 || strncmp(c->block.id, "Block", 6) == 0)
-        return 0;
-    /* a block without a name does not migrate, so neither stream nor image can hold it */
-    if (n >= 2 && parse_size(c->block.id, number, &c->block.page_size))
-        return 0;
-    if ((n != 6 && n != 7 && n != 8) || !parse_size(number, unit, &c->block.page_size) ||
-        c->block.used > c->block.total || c->block.total == 0)
-        return -1;
-    c->printed_host = n >= 7;
-    c->block.readonly = strcmp(mode, "ro") == 0;
-    c->migratable = true;
-    return 1;
-}
-
-static int parse_text(const char *text, struct search *s, struct ls_error *err)
-{
-    LS_AUTO_FREE char *copy = strdup(text);
-    char *save = NULL;
-    size_t room = 0;
-
-    if (!copy)
-        return ls_fail_errno(err, LS_INTERNAL, "memory", "cannot read 'info ramblock'");
-    for (char *line = strtok_r(copy, "\r\n", &save); line; line = strtok_r(NULL, "\r\n", &save)) {
-        if (s->count == room) {
-            void *more;
-
-            room = room ? room * 2 : 16;
-            more = realloc(s->candidates, room * sizeof *s->candidates);
-            if (!more || room > MAX_BLOCKS)
-                return ls_fail(err, LS_REFUSED, "ramblock",
-                               "'info ramblock' lists too many blocks");
-            s->candidates = more;
-        }
-        switch (parse_line(line, &s->candidates[s->count])) {
-        case 1:
-            s->count++;
-            break;
-        case 0:
-            break;
-        default:
-            return ls_fail(err, LS_REFUSED, "ramblock",
-                           "cannot make out this line of 'info ramblock': '%.200s'", line);
-        }
-    }
-    if (s->count == 0)
-        return ls_fail(err, LS_REFUSED, "ramblock", "'info ramblock' lists no block");
+    s->candidates[s->count++] =
+        (struct candidate){.block = *block, .printed_host = printed_host, .migratable = true};
     return 0;
 }
 
@@ -275,7 +209,9 @@ static int check_mapped(struct search *s, struct ls_error *err)
     for (size_t i = 0; i < s->count; i++) {
         const struct ls_ramblock *b = &s->candidates[i].block;
 
-        if (s->candidates[i].migratable && reached[i] < b->host + b->total)
+        /* compared by lengths: what stands in the heap may be anything, and their sum wrap around
+         */
+        if (s->candidates[i].migratable && reached[i] - b->host < b->total)
             return ls_fail(err, LS_REFUSED, "ramblock",
                            "RAM block '%s' was found at %#" PRIx64 ", but %" PRIu64
                            " bytes are not mapped there",
@@ -353,7 +289,7 @@ static int locate(struct search *s, const char *text, const struct ls_rammap *be
 {
     char path[64];
 
-    if (parse_text(text, s, err) != 0)
+    if (ls_ramtext_parse(text, add, s, err) != 0)
         return -1;
     snprintf(path, sizeof path, "/proc/%d/mem", (int)s->pid);
     s->mem = open(path, O_RDONLY | O_CLOEXEC);

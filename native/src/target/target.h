@@ -9,6 +9,7 @@
 #include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
+#include <stdio.h>
 #include <sys/types.h>
 
 #include "common/error.h"
@@ -48,6 +49,11 @@ enum ls_vma_source { LS_MAPS, LS_SMAPS };
 int ls_proc_maps(pid_t pid, enum ls_vma_source source,
                  int (*each)(const struct ls_vma *vma, void *opaque), void *opaque,
                  struct ls_error *err);
+
+/* The same of an open file of either kind, from where it is. Whether there was any mapping; lines
+ * that are none are passed over. */
+int ls_proc_read_maps(FILE *file, int (*each)(const struct ls_vma *vma, void *opaque),
+                      void *opaque);
 
 /* What /proc/PID/task/TID/status says. */
 struct ls_proc_status {

@@ -5,7 +5,6 @@
 #include <setjmp.h>
 #include <signal.h>
 #include <stdarg.h>
-#include <stdbool.h>
 #include <stddef.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -18,6 +17,7 @@
 #include "common/cleanup.h"
 
 #define PLACE "/sys/kernel/mm/ksm/"
+#define PAUSED "/run/livesnap/ksm" /* is there while captures have KSM paused */
 
 /* `run` is the last to be set and the first to be put back. */
 static struct {
@@ -31,7 +31,7 @@ static struct {
 };
 #define SWITCHES (sizeof switches / sizeof *switches)
 
-static pid_t keeper;
+static pid_t restorer;
 static uint64_t scans_before;
 static int lifeline = -1;
 
@@ -67,7 +67,12 @@ static uint64_t full_scans(void)
 
 static void put_back(void)
 {
-    set("run", "2"); /* merged pages are parted: pages of others, too, were merged only by us */
+    /* A capture that has paused KSM switches it on again when it ends: ours is the last word. */
+    for (int i = 0; i < 300 && access(PAUSED, F_OK) == 0; i++)
+        usleep(100000);
+    /* Pages of others were merged by us, too, where it was off: part them. */
+    if (switches[SWITCHES - 1].was[0] == '0')
+        set("run", "2");
     for (size_t i = SWITCHES; i-- > 0;)
         if (switches[i].was[0])
             set(switches[i].name, switches[i].was);
@@ -82,15 +87,15 @@ const char *ksm_on(void)
         return "only root may switch KSM";
     if (!get("run", switches[SWITCHES - 1].was, sizeof switches[0].was))
         return "this kernel has no KSM";
-    if (switches[SWITCHES - 1].was[0] != '0' || access("/run/livesnap/ksm", F_OK) == 0)
-        return "KSM of this machine is in use";
+    if (access(PAUSED, F_OK) == 0)
+        return "a capture on this machine has paused KSM";
     for (size_t i = 0; i < SWITCHES; i++)
         get(switches[i].name, switches[i].was, sizeof switches[i].was);
     scans_before = full_scans();
     assert_int_equal(pipe2(ends, O_CLOEXEC), 0);
-    keeper = fork();
-    assert_true(keeper >= 0);
-    if (keeper == 0) {
+    restorer = fork();
+    assert_true(restorer >= 0);
+    if (restorer == 0) {
         /* In a session of its own, so that what ends the test's group does not end it. */
         setsid();
         for (int s = 1; s < 32; s++)
@@ -108,6 +113,13 @@ const char *ksm_on(void)
     return NULL;
 }
 
+void ksm_rest(bool rest)
+{
+    /* The write waits until ksmd is out of its scan. */
+    if (access(PAUSED, F_OK) != 0 && !set("run", rest ? "0" : "1"))
+        fail_msg("cannot switch KSM");
+}
+
 void ksm_off(void)
 {
     char text[32];
@@ -117,7 +129,7 @@ void ksm_off(void)
     assert_int_equal(write(lifeline, "x", 1), 1);
     close(lifeline);
     lifeline = -1;
-    assert_int_equal(waitpid(keeper, NULL, 0), keeper);
+    assert_int_equal(waitpid(restorer, NULL, 0), restorer);
     for (size_t i = 0; i < SWITCHES; i++)
         if (switches[i].was[0]) {
             assert_true(get(switches[i].name, text, sizeof text));

@@ -3,13 +3,16 @@
 #ifndef LS_TESTS_KSM_ON_H
 #define LS_TESTS_KSM_ON_H
 
+#include <stdbool.h>
 #include <stdint.h>
 #include <sys/types.h>
 
-/* NULL, or why it cannot be: it is not ours to switch. However this process ends, all is put back:
- * a process of its own sees to that. */
+/* NULL, or why it cannot be. However this process ends, all is put back: a process of its own sees
+ * to that. */
 const char *ksm_on(void);
-/* Puts everything back; what was merged is not merged any more. */
+/* Lets it rest, or go on; unless a capture on this machine has paused it. */
+void ksm_rest(bool rest);
+/* Puts everything back. */
 void ksm_off(void);
 
 /* NULL if it has had its chance at a memory that was there from the beginning on; or why not: it

@@ -26,7 +26,8 @@ static struct orders {
     uint8_t *at;
 } * orders;
 
-static bool have_pool;
+/* Why a test cannot be, or NULL. */
+static const char *no_userfaultfd, *no_pages;
 
 /* Without a reservation, which would be the parent's and not the target's own. */
 static int add_hugetlb(struct lab *l, size_t size, bool shared, unsigned page)
@@ -45,11 +46,18 @@ static int add_hugetlb(struct lab *l, size_t size, bool shared, unsigned page)
     return fd;
 }
 
-static bool pool(void)
+static void skip_for(const char *test, const char *why)
 {
-    if (!have_pool)
-        print_message("SKIP capture_kinds: no huge pages\n");
-    return have_pool;
+    if (!why)
+        return;
+    print_message("SKIP %s: %s\n", test, why);
+    skip();
+}
+
+/* What runs on the machine at hand only if it has both. */
+static void need_pages(const char *test)
+{
+    skip_for(test, no_userfaultfd ? no_userfaultfd : no_pages);
 }
 
 /* Before PAGEMAP_SCAN private hugetlbfs has to be in memory as a whole. */
@@ -103,15 +111,15 @@ static void hunt(bool old_pagemap, bool with_private, unsigned n)
 static void hunt_hugetlb(void **state)
 {
     (void)state;
-    if (pool())
-        hunt(false, true, rounds(20, 600));
+    need_pages(__func__);
+    hunt(false, true, rounds(20, 600));
 }
 
 static void hunt_hugetlb_old_pagemap(void **state)
 {
     (void)state;
-    if (pool())
-        hunt(true, !ls_pagemap_have_scan(), rounds(10, 300));
+    need_pages(__func__);
+    hunt(true, !ls_pagemap_have_scan(), rounds(10, 300));
 }
 
 /* What a file holds and the target never touched belongs to its RAM; holes beside it stay holes,
@@ -125,8 +133,7 @@ static void hugetlb_only_in_the_file(void **state)
     long free_before;
 
     (void)state;
-    if (!pool())
-        return;
+    need_pages(__func__);
     for (unsigned old = 0; old < 2; old++) {
         close(add_hugetlb(&l, 4 * HUGE, true, MFD_HUGE_2MB));
         memset(l.block[0].at + 2 * HUGE, 0x33, HUGE);
@@ -191,8 +198,7 @@ static void punch(bool shared)
 static void hugetlb_punched(void **state)
 {
     (void)state;
-    if (!pool())
-        return;
+    need_pages(__func__);
     punch(true);
     punch(false);
 }
@@ -223,19 +229,22 @@ static void hugetlb_refused(void **state)
     int fd;
 
     (void)state;
-    if (!pool())
-        return;
+    need_pages(__func__);
     close(add_hugetlb(&l, 2 * HUGE, true, MFD_HUGE_2MB));
     refused(&l, HUGE + LAB_PAGE, "multiple of 2 MiB");
     fd = add_hugetlb(&l, 2 * HUGE, false, MFD_HUGE_2MB);
     assert_int_equal(fallocate(fd, 0, 0, HUGE), 0);
     refused(&l, 2 * HUGE, "share=on");
     close(fd);
-    fd = memfd_create("probe", MFD_CLOEXEC | MFD_HUGETLB | MFD_HUGE_1GB);
-    if (fd < 0) {
-        print_message("SKIP capture_kinds: no huge pages of 1 GiB\n");
-        return;
-    }
+}
+
+static void hugetlb_of_1_gib_refused(void **state)
+{
+    struct lab l = {0};
+    int fd = memfd_create("probe", MFD_CLOEXEC | MFD_HUGETLB | MFD_HUGE_1GB);
+
+    (void)state;
+    skip_for(__func__, fd < 0 ? "the machine has no huge pages of 1 GiB" : NULL);
     close(fd);
     close(add_hugetlb(&l, 1ul << 30, true, MFD_HUGE_1GB));
     refused(&l, 1ul << 30, "not of 2 MiB");
@@ -274,6 +283,7 @@ static void write_into_protected_hole(void **state)
     struct run r;
 
     (void)state;
+    skip_for(__func__, no_userfaultfd);
     lab_add(&l, 64 << 20, false, false);
     lab_add(&l, 64 * LAB_PAGE, true, false);
     memset(orders, 0, sizeof *orders);
@@ -313,26 +323,21 @@ static void write_into_protected_hole(void **state)
 
 static int setup(void **state)
 {
-    const char *why = "";
+    static struct ls_error err;
     uint64_t features;
-    struct ls_error err;
 
     (void)state;
-    if (ls_uffd_probe(&features, &err)) {
-        print_message("SKIP capture_kinds: %s\n", err.message);
-        exit(0);
-    }
+    if (ls_uffd_probe(&features, &err))
+        no_userfaultfd = err.message;
     orders = mmap(NULL, sizeof *orders, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
-    have_pool = hugepages_take(PAGES, &why);
-    if (!have_pool)
-        print_message("SKIP capture_kinds: %s\n", why);
-    return 0;
+    hugepages_take(PAGES, &no_pages);
+    return orders == MAP_FAILED ? -1 : 0;
 }
 
 static int teardown(void **state)
 {
     (void)state;
-    if (have_pool)
+    if (!no_pages)
         hugepages_give_back();
     return 0;
 }
@@ -345,6 +350,7 @@ int main(void)
         cmocka_unit_test(hugetlb_only_in_the_file),
         cmocka_unit_test(hugetlb_punched),
         cmocka_unit_test(hugetlb_refused),
+        cmocka_unit_test(hugetlb_of_1_gib_refused),
         cmocka_unit_test(write_into_protected_hole),
     };
 

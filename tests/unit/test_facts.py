@@ -178,14 +178,16 @@ def device(kind: str) -> dict[str, Any]:
     return {"devices": [Device("/machine/peripheral/x", kind, "x", False)]}
 
 
-def memory(path: str) -> dict[str, Any]:
-    return {"backends": [Backend("m", "memory-backend-file", path, True)]}
+def memory(path: str, share: bool = True) -> dict[str, Any]:
+    return {"backends": [Backend("m", "memory-backend-file", path, share)]}
 
 
 def test_nothing_against_it() -> None:
     assert engine_checks.uffd_reasons(GOOD, MOUNTS) == []
-    for path in ("/dev/shm/x", "/mnt/huge pages"):
-        assert engine_checks.uffd_reasons(dataclasses.replace(GOOD, **memory(path)), MOUNTS) == []
+    huge = "/mnt/huge pages"
+    for path, share in (("/dev/shm/x", True), (huge, True), (huge, False)):
+        change = memory(path, share)
+        assert engine_checks.uffd_reasons(dataclasses.replace(GOOD, **change), MOUNTS) == []
     paused = dataclasses.replace(GOOD, status="paused", running=False)
     assert engine_checks.uffd_reasons(paused, MOUNTS) == []
 
@@ -211,6 +213,7 @@ def test_nothing_against_it() -> None:
         ({"block_nodes": [BlockNode("n", "nvme", "nvme://x")]}, "pinned_blockdev"),
         (memory("/var/ram"), "file_backed"),
         (memory("/dev/shmoo"), "file_backed"),
+        (memory("/dev/shm/x", share=False), "file_backed"),
         ({"backends": [Backend("s", "sev-guest", "", False)]}, "confidential"),
         ({"backends": [Backend("s", "memory-backend-epc", "", False)]}, "confidential"),
     ],

@@ -168,14 +168,21 @@ int ls_engine_set_layout(struct ls_engine *e, struct ls_layout *layout, struct l
 }
 
 /* With a beat in between: tens of GiB take seconds, in which no fault thread shows progress. */
-static void unregister(struct ls_engine *e, uint64_t start, uint64_t length)
+static void unregister(struct ls_engine *e, const struct ls_block *b)
 {
     const uint64_t step = 1ull << 30;
 
-    for (uint64_t at = 0; at < length; at += step) {
-        ls_uffd_unregister(e->uffd, start + at, length - at < step ? length - at : step);
+    for (uint64_t at = 0; at < b->length; at += step) {
+        uint64_t n = b->length - at < step ? b->length - at : step;
+
+        if (b->hugetlb)
+            ls_uffd_protect(e->uffd, b->host + at, n, false, NULL);
+        else
+            ls_uffd_unregister(e->uffd, b->host + at, n);
         ls_engine_tick(e);
     }
+    if (b->hugetlb)
+        ls_uffd_unregister_whole(e->uffd, b->host, b->length);
 }
 
 static void stop(struct ls_engine *e, enum ls_stop how)
@@ -196,7 +203,7 @@ void ls_engine_release(struct ls_engine *e)
     stop(e, LS_LETTING_GO);
     if (e->registered && e->uffd >= 0)
         for (uint32_t i = 0; i < e->layout.count; i++)
-            unregister(e, e->layout.block[i].host, e->layout.block[i].length);
+            unregister(e, &e->layout.block[i]);
     stop(e, LS_STOPPED);
     for (unsigned i = 0; i < LS_SWEEP_THREADS_MAX; i++)
         if (e->sweep[i].running) {

@@ -261,7 +261,7 @@ void *ls_fault_main(void *arg)
 
         /* release: nothing of the mode before is going on in this thread any more */
         atomic_store_explicit(&t->ack, mode, memory_order_release);
-        if (mode != LS_MODE_PARKED) {
+        if (mode != LS_MODE_PARKED || ls_engine_stopping(e)) {
             while (t->stashed > 0)
                 handle(t, mode, t->stash[--t->stashed]);
             n = read_faults(e, fault, BATCH);
@@ -270,7 +270,7 @@ void *ls_fault_main(void *arg)
             if (n > 0)
                 continue;
         }
-        poll(p, mode == LS_MODE_PARKED ? 1 : 2, IDLE_MS);
+        poll(p, mode == LS_MODE_PARKED && !ls_engine_stopping(e) ? 1 : 2, IDLE_MS);
         ls_engine_tick(e);
         if (p[0].revents)
             sched_yield();

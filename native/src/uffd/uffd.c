@@ -130,16 +130,21 @@ int ls_uffd_register(int uffd, uint64_t start, uint64_t length, struct ls_error 
     return 0;
 }
 
+void ls_uffd_unregister_whole(int uffd, uint64_t start, uint64_t length)
+{
+    struct uffdio_range range = {.start = start, .len = length};
+
+    while (ioctl(uffd, UFFDIO_UNREGISTER, &range) < 0 && errno == EINTR)
+        ;
+    (void)ls_uffd_wake(uffd, start, length);
+}
+
 void ls_uffd_unregister(int uffd, uint64_t start, uint64_t length)
 {
     for (uint64_t at = start; at < start + length; at += LS_UFFD_PIECE) {
         uint64_t left = start + length - at;
-        struct uffdio_range range = {.start = at,
-                                     .len = left < LS_UFFD_PIECE ? left : LS_UFFD_PIECE};
 
-        while (ioctl(uffd, UFFDIO_UNREGISTER, &range) < 0 && errno == EINTR)
-            ;
-        (void)ls_uffd_wake(uffd, range.start, range.len);
+        ls_uffd_unregister_whole(uffd, at, left < LS_UFFD_PIECE ? left : LS_UFFD_PIECE);
     }
 }
 

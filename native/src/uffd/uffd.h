@@ -48,6 +48,10 @@ int ls_uffd_register(int uffd, uint64_t start, uint64_t length, struct ls_error 
  * does not wake those who wait for write protection. Ranges already gone are no error. */
 void ls_uffd_unregister(int uffd, uint64_t start, uint64_t length);
 
+/* The same in one call, after protection has been lifted: for mappings of hugetlbfs, which the
+ * kernel does not put together again once they were cut into pieces. */
+void ls_uffd_unregister_whole(int uffd, uint64_t start, uint64_t length);
+
 /*
  * Sets or lifts write protection; lifting wakes. Returns 0, or -1 with errno; the part before
  * *done (if given) has been handled, so that a caller that got EAGAIN can go on from there.

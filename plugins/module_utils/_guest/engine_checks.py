@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from ansible_collections.livesnap.qemu.plugins.module_utils._guest.facts import GuestFacts
 
 #: Anonymous memory behind them: can be write-protected.
-PROTECTABLE = ("tmpfs", "hugetlbfs", "devtmpfs", "ramfs")
+PROTECTABLE = ("tmpfs", "hugetlbfs", "devtmpfs")
 #: xen-save-devices-state skips iterable sections, which other architectures have.
 ARCHES = ("x86_64", "aarch64")
 _MIGRATING = ("none", "completed", "cancelled", "failed")
@@ -116,6 +116,14 @@ def _memory(facts: GuestFacts, mounts: list[Mount]) -> list[Reason]:
                         "file_backed",
                         f"memory '{backend.id}' is a file on {kind or 'an unknown file system'}"
                         f" ('{backend.mem_path}'), which cannot be write-protected",
+                    )
+                )
+            elif kind != "hugetlbfs" and not backend.share:
+                found.append(
+                    Reason(
+                        "file_backed",
+                        f"memory '{backend.id}' is a private mapping of a file on {kind}"
+                        f" ('{backend.mem_path}'), which cannot be write-protected; share=on can",
                     )
                 )
         elif backend.type == "memory-backend-epc" or backend.type.startswith(("sev-", "tdx-")):

@@ -31,6 +31,13 @@ def _mounts() -> set[str]:
     return {" ".join(line.split()[3:5]) for line in lines}
 
 
+def _ksm() -> set[str]:
+    """How the machine merges pages: tests switch it on, and snapshots off."""
+    names = ("run", "pages_to_scan", "sleep_millisecs", "smart_scan")
+    paths = [Path("/sys/kernel/mm/ksm") / name for name in names]
+    return {f"{path.name} is {path.read_text().strip()}" for path in paths if path.exists()}
+
+
 def marked_processes(mark: str) -> set[str]:
     """Processes that carry the run's mark, other than this one and its ancestors."""
     own = set()
@@ -67,6 +74,7 @@ def take() -> dict[str, set[str]]:
         "/usr/local": _tree("/usr/local"),
         "/var/lib/livesnap": _tree("/var/lib/livesnap"),
         "/dev/shm": _tree("/dev/shm"),
+        "KSM": _ksm(),
     }
 
 

@@ -52,13 +52,14 @@ class Capture:
     """One run of the helper for one guest."""
 
     def __init__(self, helper: Path, guest: Guest, image: Path, attach: str = "device",
-                 env: Mapping[str, str] | None = None, **options: Any) -> None:
+                 env: Mapping[str, str] | None = None, stderr: int | None = None,
+                 **options: Any) -> None:
         self.guest = guest
         self.image = image
         self.attach = attach
         self.events: list[dict[str, Any]] = []
         self.process = subprocess.Popen(
-            [str(helper), "capture"], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+            [str(helper), "capture"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=stderr,
             start_new_session=True, env={**os.environ, **(env or {})})
         with guest.look() as qmp:
             ramblock = qmp.hmp("info ramblock")
@@ -112,6 +113,12 @@ class Capture:
         """Asks for the instant."""
         self.say(request="arm")
         return self.expect("armed")
+
+    def leave(self) -> None:
+        """Closes our ends of all its standard streams."""
+        for stream in (self.process.stdin, self.process.stdout, self.process.stderr):
+            if stream is not None:
+                stream.close()
 
     def wait(self, limit: float = 60.0) -> int:
         """Its exit code."""

@@ -65,6 +65,27 @@ def verdict(helper: Path, guest: Guest, folder: Path) -> str:
     return reason
 
 
+def test_all_streams_end_after_arm(helper: Path, guest: Guest, tmp_path: Path) -> None:
+    """From the instant on nobody has to listen: it completes, and what it stored is right."""
+    folder = tmp_path / "left"
+    folder.mkdir()
+    capture = Capture(helper, guest, folder / "ram.lsnap", stderr=subprocess.PIPE,
+                      compression="none", bandwidth=64 << 20, staging=64 << 20)
+    capture.attached()
+    with guest.qmp() as qmp:
+        qmp.execute("stop")
+        for path in guest.disk_paths:
+            shutil.copy(path, folder / path.name)
+        capture.protect()
+        assert capture.arm()["clean"]
+        qmp.execute("cont")
+    capture.leave()
+    assert capture.process.poll() is None, "it was over too early for this test"
+    assert capture.wait() == 0
+    assert verdict(helper, guest, folder) == ""
+    assert guest.counts()["intact"]
+
+
 def test_rounds(helper: Path, make_guest: Callable[..., Guest], tmp_path: Path,
                 rounds: Callable[[int, int], int]) -> None:
     """Snapshots in a row are of one instant each, and the guest never stops counting."""

@@ -77,10 +77,14 @@ def test_keeper_hangs_in_the_sweep(place: Place) -> None:
 
 
 def test_writer_hangs_in_the_sweep(place: Place) -> None:
-    """It never holds the userfaultfd: the guest goes on."""
-    module, folder = sweeping(place, bandwidth=10 << 20)
+    """It never holds the userfaultfd, with as many workers as it was given: the guest goes on."""
+    # Other than without it, whatever the machine has.
+    workers = (os.cpu_count() or 1) + 2
+    module, folder = sweeping(place, bandwidth=10 << 20, workers=workers)
     writer = read(folder / "helper.json")["writer"]["pid"]
     kill(writer, signal.SIGSTOP)
+    # All of them, and its main thread.
+    assert len(list(Path(f"/proc/{writer}/task").iterdir())) == workers + 1
     place.guest.counts()
     thrown_away(place, module)
 

@@ -47,6 +47,7 @@ def test_one_instant_again_and_again(
 def test_stock_qemu_restores_by_the_printed_commands(busy: Guest, store: TestStore) -> None:
     before = busy.counts()
     result = store.take(busy, "frozen", freeze="required")
+    assert verdict(busy, result, busy.witness()["pages"]) == ""
     assert result["snapshot"]["consistency"]["level"] == "filesystem"
     with store.restored_by_hand(busy, "frozen") as restored:
         state = restored.counts()

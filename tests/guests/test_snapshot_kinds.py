@@ -14,7 +14,8 @@ from taking import TestStore, verdict
 UFFD = Path("/proc/sys/vm/unprivileged_userfaultfd")
 
 
-def test_unprivileged_and_sandboxed(make_guest: Callable[..., Guest], store: TestStore) -> None:
+def test_unprivileged_and_sandboxed(make_guest: Callable[..., Guest], store: TestStore,
+                                    rounds: Callable[[int, int], int]) -> None:
     assert UFFD.read_text().strip() == "0"
     guest = make_guest(name="boxed", user="nobody", sandbox=True)
     status = Path(f"/proc/{guest.pid}/status").read_text()
@@ -25,12 +26,21 @@ def test_unprivileged_and_sandboxed(make_guest: Callable[..., Guest], store: Tes
                     {"capabilities": [{"capability": "background-snapshot", "state": True}]})
     pages = guest.witness()["pages"]
     before = guest.counts()
-    for freeze in ("never", "required"):
-        result = store.take(guest, freeze, freeze=freeze)
+    for number in range(rounds(2, 20)):
+        name = f"s{number}"
+        result = store.take(guest, name, freeze=("never", "required")[number % 2])
         assert result["snapshot"]["engine"] == "uffd"
         assert verdict(guest, result, pages) == ""
-    with store.clone(guest, "never") as clone:
+        guest.counts()
+        if number > 1:
+            with store.clone(guest, name) as clone:
+                assert clone.counts()["boot"] == before["boot"]
+    with store.restored_by_hand(guest, "s1") as restored:
+        assert restored.counts()["boot"] == before["boot"]
+        assert restored.devices()["disk0"] == "ok"
+    with store.clone(guest, "s0") as clone:
         assert clone.counts()["boot"] == before["boot"]
+        assert clone.devices()["disk0"] == "ok"
         # As the original's user, in the original's sandbox.
         theirs = Path(f"/proc/{clone.pid}/status").read_text()
         for key in ("Uid:", "Gid:", "Seccomp:"):

@@ -242,6 +242,26 @@ def test_steps_are_written_down_and_undone_in_reverse(monkeypatch: pytest.Monkey
     assert run.noted == ["step a", "step b", "undo b", "undo a"]
 
 
+@pytest.mark.parametrize(
+    ("step", "changed", "told"),
+    [
+        ("thaw", {"bandwidth": 1 << 20}, True),
+        ("thaw", {}, False),
+        ("thaw", {"bandwidth": 1 << 20, "memory": False}, False),
+        ("sweep", {"bandwidth": 1 << 20}, False),
+    ],
+)
+def test_a_late_thaw_names_the_limit_that_may_have_delayed_it(
+    step: str, changed: dict[str, Any], told: bool
+) -> None:
+    run = FakeRun()
+    run.spec = SnapshotSpec.of({**BASE, **changed})
+    error = LivesnapError("it took longer than 7.65 s")
+    steps.explain(run, error, step)
+    assert f"failed at {step}: it took longer than 7.65 s" in str(error)
+    assert ("give 'staging' more room" in str(error)) is told
+
+
 def test_what_is_published_stays(monkeypatch: pytest.MonkeyPatch) -> None:
     table(monkeypatch, "d")
     run = FakeRun()

@@ -221,6 +221,11 @@ def undo(run: Run, begun: list[Step]) -> None:
 
 def explain(run: Run, err: LivesnapError, step: str) -> None:
     """What a user has to know besides the cause."""
+    if step == "thaw" and run.spec.memory and run.spec.bandwidth and not err.hint:
+        err.hint = (
+            "the guest's writes may have waited for the store: give 'staging' more room, or lift"
+            " the limit of 'bandwidth'"
+        )
     if isinstance(err, HelperError) and err.reason == "undone":
         # What the undo could not do, the guard has done.
         run.problems.clear()

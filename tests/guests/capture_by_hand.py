@@ -102,6 +102,11 @@ class Capture:
                 qmp.execute("closefd", {"fdname": "livesnap-test-uffd"})
         return event
 
+    def prearm(self) -> bool:
+        """While the guest runs; whether the helper found it worth it."""
+        self.say(request="prearm")
+        return bool(self.expect("prearmed")["done"])
+
     def protect(self) -> dict[str, Any]:
         """The guest must be stopped."""
         with self.guest.look() as qmp:

@@ -31,6 +31,7 @@ def snapshot(helper: Path, guest: Guest, folder: Path, **options: Any) -> dict[s
     """The bare bracket: RAM in folder/ram.lsnap, copies of the disks beside it."""
     capture = Capture(helper, guest, folder / "ram.lsnap", **options)
     capture.attached()
+    prearmed = capture.prearm()
     with guest.qmp() as qmp:
         qmp.execute("stop")
         try:
@@ -50,7 +51,7 @@ def snapshot(helper: Path, guest: Guest, folder: Path, **options: Any) -> dict[s
             qmp.execute("cont")
     done = capture.expect("done")
     assert capture.wait() == 0
-    return done | {"protect_ms": protected["ms"], "arm_ms": armed["ms"]}
+    return done | {"protect_ms": protected["ms"], "arm_ms": armed["ms"], "prearmed": prearmed}
 
 
 def verdict(helper: Path, guest: Guest, folder: Path) -> str:
@@ -97,9 +98,25 @@ def test_rounds(helper: Path, make_guest: Callable[..., Guest], tmp_path: Path,
             done = snapshot(helper, guest, folder, attach=attach,
                             compression=("none", "lz4", "zstd")[number % 3])
             print(done)
+            assert not done["prearmed"]
             assert done["bytes"] >= 256 << 20
             assert verdict(helper, guest, folder) == ""
             assert guest.counts()["intact"]
+
+
+def test_small_pages_are_protected_before_the_pause(
+        helper: Path, make_guest: Callable[..., Guest], tmp_path: Path,
+        rounds: Callable[[int, int], int]) -> None:
+    """What is written between prearm and the pause is protected again, and is of the instant."""
+    guest = make_guest(memory=1024, buffer=640, thp=False)
+    for number in range(rounds(2, 20)):
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        done = snapshot(helper, guest, folder)
+        print(done)
+        assert done["prearmed"]
+        assert verdict(helper, guest, folder) == ""
+        assert guest.counts()["intact"]
 
 
 @pytest.mark.parametrize("kind", ["skip-granule", "late-arm"])

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 # make demo        everything of the README's tour, on a guest of its own
 # make test        every test at its short size; make test-long the same at full size
+# make fuzz        every parser of others' input, two at a time, FUZZ_SECONDS each (600)
 # One tier alone:  make lint | unit | native | guests | integration
 PYTHON ?= /usr/bin/python3
 VENV := build/venv
@@ -11,7 +12,7 @@ export ROUNDS
 
 TIERS := lint unit native guests integration
 
-.PHONY: help deps venv helper image collection test test-long demo clean $(TIERS)
+.PHONY: help deps venv helper image collection test test-long fuzz demo clean $(TIERS)
 help:
 	@sed -n 's/^# \(make .*\)/\1/p' Makefile
 
@@ -39,6 +40,9 @@ test: venv
 
 test-long:
 	+@$(MAKE) --no-print-directory test ROUNDS=full
+
+fuzz: deps
+	@$(MAKE) --no-print-directory -C native -j2 fuzz FUZZ_SECONDS=$(or $(FUZZ_SECONDS),600)
 
 demo: venv helper
 	$(PY) tests/demo.py

@@ -2,6 +2,7 @@
 # make demo        everything of the README's tour, on a guest of its own
 # make bench       our capture against QEMU's background-snapshot; BENCH=a,b chooses cases
 # make test        every test at its short size; make test-long the same at full size
+# make fuzz        every parser of others' input, two at a time, FUZZ_SECONDS each (600)
 # One tier alone:  make lint | unit | native | guests | integration
 PYTHON ?= /usr/bin/python3
 VENV := build/venv
@@ -12,7 +13,7 @@ export ROUNDS
 
 TIERS := lint unit native guests integration
 
-.PHONY: help deps venv helper collection test test-long bench demo clean $(TIERS)
+.PHONY: help deps venv helper collection test test-long bench fuzz demo clean $(TIERS)
 help:
 	@sed -n 's/^# \(make .*\)/\1/p' Makefile
 
@@ -40,6 +41,9 @@ test: venv
 
 test-long:
 	+@$(MAKE) --no-print-directory test ROUNDS=full
+
+fuzz: deps
+	@$(MAKE) --no-print-directory -C native -j2 fuzz FUZZ_SECONDS=$(or $(FUZZ_SECONDS),600)
 
 demo: venv helper
 	$(PY) tests/demo.py

@@ -200,14 +200,14 @@ def other_kernel() -> list[Result]:
 
 
 def fuzz() -> Result:
-    """Every reader of files, fuzzed for a while; corpora stay in native/build for the next time."""
+    """Every parser of others' input, fuzzed; corpora stay in native/build for the next time."""
     if not shutil.which("clang"):
         return Result("native::fuzz", "skipped", 0.0, "no clang")
     seconds = 10 if os.environ.get("ROUNDS", "short") == "short" else 600
     log = LOGS / "native-fuzz.log"
     started = time.monotonic()
     code = run(
-        ["make", "-C", "native", "fuzz", f"FUZZ_SECONDS={seconds}"], log, limit("native")
+        ["make", "-C", "native", "-j2", "fuzz", f"FUZZ_SECONDS={seconds}"], log, limit("native")
     )
     if code:
         print(tail(log), flush=True)

@@ -30,10 +30,10 @@ static struct orders {
 static const char *no_userfaultfd, *no_pages;
 
 /* Without a reservation, which would be the parent's and not the target's own. */
-static int add_hugetlb(struct lab *l, size_t size, bool shared, unsigned page)
+static int add_file(struct lab *l, size_t size, bool shared, unsigned flags)
 {
     struct lab_block *b = &l->block[l->blocks++];
-    int fd = memfd_create("lab", MFD_CLOEXEC | MFD_HUGETLB | page);
+    int fd = memfd_create("lab", MFD_CLOEXEC | flags);
 
     assert_true(fd >= 0);
     assert_int_equal(ftruncate(fd, (off_t)size), 0);
@@ -42,8 +42,13 @@ static int add_hugetlb(struct lab *l, size_t size, bool shared, unsigned page)
     assert_ptr_not_equal(b->at, MAP_FAILED);
     b->size = size;
     b->shared = true; /* for the laboratory: only the first half is touched */
-    b->hugetlb = true;
+    b->hugetlb = flags & MFD_HUGETLB;
     return fd;
+}
+
+static int add_hugetlb(struct lab *l, size_t size, bool shared, unsigned page)
+{
+    return add_file(l, size, shared, MFD_HUGETLB | page);
 }
 
 static void skip_for(const char *test, const char *why)
@@ -167,13 +172,13 @@ static void fill_all(struct lab *l)
 }
 
 /* A hole punched into the file takes content, and neither sends an event nor lifts protection. */
-static void punch(bool shared)
+static void punch(unsigned flags, bool shared, const char *reason)
 {
     struct ls_protect_result got;
     struct lab l = {0};
     uint64_t written;
     struct run r;
-    int fd = add_hugetlb(&l, 40 * HUGE, shared, MFD_HUGE_2MB);
+    int fd = add_file(&l, 40 * HUGE, shared, flags);
 
     lab_start_with(&l, fill_all);
     while (!atomic_load(&l.words->rounds))
@@ -188,19 +193,26 @@ static void punch(bool shared)
                      0);
     assert_int_equal(wait_end(&r), -1);
     assert_int_equal(r.err.cls, LS_TORN);
-    assert_string_equal(r.err.reason, "proof");
+    assert_string_equal(r.err.reason, reason);
     end_free(&r);
     run_free(&r);
     lab_stop(&l);
     close(fd);
 }
 
+static void shared_punched(void **state)
+{
+    (void)state;
+    skip_for(__func__, no_userfaultfd);
+    punch(0, true, "discarded");
+}
+
 static void hugetlb_punched(void **state)
 {
     (void)state;
     need_pages(__func__);
-    punch(true);
-    punch(false);
+    punch(MFD_HUGETLB | MFD_HUGE_2MB, true, "proof");
+    punch(MFD_HUGETLB | MFD_HUGE_2MB, false, "proof");
 }
 
 static void refused(struct lab *l, size_t used, const char *why)
@@ -348,6 +360,7 @@ int main(void)
         cmocka_unit_test(hunt_hugetlb),
         cmocka_unit_test(hunt_hugetlb_old_pagemap),
         cmocka_unit_test(hugetlb_only_in_the_file),
+        cmocka_unit_test(shared_punched),
         cmocka_unit_test(hugetlb_punched),
         cmocka_unit_test(hugetlb_refused),
         cmocka_unit_test(hugetlb_of_1_gib_refused),

@@ -17,7 +17,7 @@ static unsigned limit(unsigned value, unsigned low, unsigned high)
 uint32_t ls_engine_reserve(const struct ls_engine *e)
 {
     /* relaxed: staging may grow or shrink at any time */
-    return limit(atomic_load_explicit(&e->stage->usable, memory_order_relaxed) / 8,
+    return limit(atomic_load_explicit(&e->stage->usable, memory_order_relaxed) / 4,
                  e->fault_threads + 1, 64);
 }
 

@@ -196,14 +196,23 @@ static void release_again(struct ls_engine *e, const struct ls_block *b, uint64_
 /*
  * What is saved for a fault: a huge page as a whole, because less would split it. Of small pages
  * the neighbourhood at first, and the whole chunk with the second fault in it: who writes in order,
- * or often, comes back, and each fault costs as much as copying 128 KiB.
+ * or often, comes back, and each fault costs as much as copying 128 KiB. When the sweep has filled
+ * staging up to the reserve, each fault takes as little of that as it can.
  */
 static void granule(struct ls_engine *e, const struct ls_block *b, uint64_t page,
                     struct ls_mask *want)
 {
     uint64_t chunk = page / LS_CHUNK_PAGES;
     unsigned at = (unsigned)(page % LS_CHUNK_PAGES) & ~(NEIGHBOURS - 1);
+    /* relaxed: a rule of thumb */
+    bool short_of_room = atomic_load_explicit(&e->stage->free_count, memory_order_relaxed) <=
+                         (int32_t)ls_engine_reserve(e);
 
+    if (short_of_room && !ls_chunk_is_huge(e, b, chunk)) {
+        memset(want, 0, sizeof *want);
+        ls_mask_set(want, (unsigned)(page % LS_CHUNK_PAGES));
+        return;
+    }
     ls_chunk_pages(e, b, chunk, want);
     /* relaxed: a guess at what comes next */
     if (!ls_chunk_is_huge(e, b, chunk) &&

@@ -67,8 +67,8 @@ static int make_room(struct ls_engine *e, struct ls_stager *s, unsigned pages,
     return 0;
 }
 
-/* Shared hugetlbfs is read by its file: what is a hole there reads as zero, while a look at the
- * guest's own address would take a huge page for it. */
+/* Shared memory is read by its file: what is a hole there reads as zero and stays one, while a look
+ * at the guest's own address would take a page for it. */
 static int read_file(const struct ls_block *b, uint64_t address, const struct ls_mask *data,
                      uint8_t *to, struct ls_error *err)
 {
@@ -96,7 +96,7 @@ static int copy_pages(struct ls_engine *e, const struct ls_block *b, uint64_t ad
     unsigned n = 0;
     ssize_t got;
 
-    if (b->hugetlb && b->shared)
+    if (b->shared)
         return read_file(b, address, data, to, err);
     for (unsigned a = 0, z; ls_mask_run(data, &a, &z); a = z) {
         remote[n].iov_base = (void *)(uintptr_t)(address + a * LS_SMALL);
@@ -226,12 +226,33 @@ static int unproven(struct ls_engine *e, const struct ls_block *b, uint64_t chun
     return missing;
 }
 
+/*
+ * Whether pages of a shared file that were content when armed are a hole now; -1 with errno. QEMU
+ * discards shared memory by punching a hole, of which only the madvise() that follows tells us; in
+ * between, zeros are read, and the protection is in its place. hugetlbfs knows no holes: see above.
+ */
+static int punched(const struct ls_block *b, uint64_t address, const struct ls_mask *data)
+{
+    if (!b->shared || b->hugetlb)
+        return 0;
+    for (unsigned a = 0, z; ls_mask_run(data, &a, &z); a = z) {
+        off_t from = (off_t)(b->file_offset + address - b->host + a * LS_SMALL);
+        off_t hole = lseek(b->fd, from, SEEK_HOLE);
+
+        if (hole < 0)
+            return -1;
+        if (hole < from + (off_t)((z - a) * LS_SMALL))
+            return 1;
+    }
+    return 0;
+}
+
 /* Copies what has content, and proves that it is of the instant. */
 static int copy_proven(struct ls_engine *e, const struct ls_block *b, uint64_t chunk,
                        uint64_t address, const struct ls_mask *data, unsigned count, uint8_t *to,
                        struct ls_error *err)
 {
-    int missing = 0;
+    int missing = 0, holes = 0;
 
     if (LS_FAULT("capture.copy"))
         return ls_fail(err, LS_INTERNAL, "fault", "fault point");
@@ -242,14 +263,20 @@ static int copy_proven(struct ls_engine *e, const struct ls_block *b, uint64_t c
         if (copy_pages(e, b, address, data, count, to, err))
             return -1;
         missing = unproven(e, b, chunk, address, data);
+        holes = punched(b, address, data);
     }
-    if (missing < 0)
+    if (missing < 0 || holes < 0)
         return ls_uffd_fail(err, errno, "look at", address, LS_HUGE);
     if (missing > 0)
         return ls_fail(err, LS_TORN, "proof",
                        "%d pages of RAM block '%s' near %#llx lost their write protection before "
                        "they were saved; the snapshot is thrown away",
                        missing, b->id, (unsigned long long)address);
+    if (holes > 0)
+        return ls_fail(err, LS_TORN, "discarded",
+                       "the guest's process discarded RAM of block '%s' near %#llx before it was "
+                       "saved; the snapshot is thrown away",
+                       b->id, (unsigned long long)address);
     if (LS_FAULT("capture.release"))
         return ls_fail(err, LS_INTERNAL, "fault", "fault point");
     return 0;

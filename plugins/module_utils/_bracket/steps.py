@@ -105,8 +105,8 @@ def _guard(run: Run) -> None:
     run.rundir.write("guard-process.json", {"pid": run.guard.pid})
 
 
-def _freeze(run: Run) -> None:
-    """From the bracket request on, the guard undoes what we leave."""
+def _bracket(run: Run) -> None:
+    """From here on the guard undoes what we leave, at the deadline at the latest."""
     spec = run.spec
     run.check()
     if run.guard is None:
@@ -115,7 +115,6 @@ def _freeze(run: Run) -> None:
     run.limit = Limit(
         spec.deadline * (1 - MARGIN), f"the bracket of guest '{spec.guest}' (deadline)"
     )
-    quiet.freeze(run)
 
 
 def _end_guard(run: Run) -> None:
@@ -165,7 +164,8 @@ STEPS: tuple[Step, ...] = (
     Step("preflush", capture.preflush, _nothing),
     Step("guard", _guard, _end_guard),
     Step("prearm", capture.prearm, capture.detach),
-    Step("freeze", _freeze, quiet.unfreeze),
+    Step("bracket", _bracket, _nothing),
+    Step("freeze", quiet.freeze, quiet.unfreeze),
     Step("stop", quiet.stop, quiet.resume),
     Step("disks", _disks, _nothing),
     Step("protect", capture.protect, capture.detach),

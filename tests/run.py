@@ -136,6 +136,9 @@ def native_results(name: str, log: Path, code: int, seconds: float) -> list[Resu
     if code and not any(result.outcome == "failed" for result in results):
         results.append(Result(name, "failed", 0.0, f"exit code {code}"))
     if not results:
+        # It left before its first test, perhaps for a reason that it names.
+        results = [Result(f"{name}::{test}", "skipped", 0.0, why) for test, why in reasons.items()]
+    if not results:
         results.append(Result(name, "passed"))
     results[0].seconds = seconds
     return results

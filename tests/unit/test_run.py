@@ -39,6 +39,13 @@ def test_cmocka_output_is_counted_test_by_test(tmp_path: Path) -> None:
     assert found["t::test_absent"].reason == "no /dev/userfaultfd"
 
 
+def test_a_program_that_leaves_before_its_first_test_is_no_pass(tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    log.write_text("SKIP test_attach: needs root\n")
+    found = runner.native_results("t", log, 0, 0.1)
+    assert [(each.outcome, each.reason) for each in found] == [("skipped", "needs root")]
+
+
 def test_a_program_that_dies_without_a_word_has_failed(tmp_path: Path) -> None:
     log = tmp_path / "log"
     log.write_text("[       OK ] test_good\n")

@@ -20,6 +20,7 @@ for entry in (Path(__file__).parent, Path(__file__).parents[1]):
         sys.path.insert(0, str(entry))
 
 import footprint  # noqa: E402
+from ksm import Ksm, borrowed  # noqa: E402
 from lab import Guest  # noqa: E402
 from taking import TestStore  # noqa: E402
 
@@ -80,3 +81,10 @@ def store() -> Iterator[TestStore]:
     made = TestStore()
     yield made
     made.remove()
+
+
+@pytest.fixture
+def ksm() -> Iterator[Ksm]:
+    """KSM of this machine, for one test."""
+    with borrowed() as machines:
+        yield machines

@@ -19,9 +19,9 @@ from typing import Any
 import pytest
 from ansible_collections.livesnap.qemu.plugins.module_utils._guard import UNDID, read_report
 from bracket_kit import make_guard, start_time, state
+from ksm import Ksm
 from lab import Guest
 
-KSM = Path("/sys/kernel/mm/ksm/run")
 # So that the sweep lasts: as little staging as there may be, and a slow store.
 SLOW = {"staging": 32 << 20, "bandwidth": 6 << 20, "compression": "none"}
 
@@ -258,15 +258,13 @@ def _hangs(pid: int) -> bool:
 
 
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGSTOP])
-def test_ksm_is_put_back(guest: Guest, helper: Path, tmp_path: Path, how: signal.Signals) -> None:
+def test_ksm_is_put_back(
+    guest: Guest, helper: Path, tmp_path: Path, how: signal.Signals, ksm: Ksm
+) -> None:
     """The keeper had paused it, and cannot put it back any more."""
-    before = KSM.read_text()
-    try:
-        KSM.write_text("1")
-        with sweep(helper, guest, tmp_path, tmp_path) as run:
-            assert KSM.read_text().strip() == "0"
-            os.kill(run["keeper"], how)
-            until(lambda: KSM.read_text().strip() == "1", 4.0, "KSM is still paused")
-    finally:
-        KSM.write_text(before)
+    ksm.switch_on()
+    with sweep(helper, guest, tmp_path, tmp_path) as run:
+        assert not ksm.runs()
+        os.kill(run["keeper"], how)
+        until(ksm.runs, 4.0, "KSM is still paused")
     expect_guest_unhurt(guest)

@@ -18,12 +18,10 @@ from typing import Any
 import pytest
 from ansible_collections.livesnap.qemu.plugins.module_utils._errors import LivesnapError
 from bracket_kit import clean, in_child, read, run_dir, wait, well
+from ksm import Ksm
 from lab import Guest
 from taking import TestStore, verdict
 
-KSM = Path("/sys/kernel/mm/ksm")
-#: `run` is the last to be set. It leaves nothing out, and hardly rests.
-HURRIED = {"smart_scan": "0", "sleep_millisecs": "1", "pages_to_scan": "20000"}
 #: So that the sweep lasts some seconds, and most of RAM is still to be saved in it.
 SLOW: dict[str, Any] = {
     "bandwidth": 20 << 20,
@@ -66,38 +64,6 @@ def merged(guest: Guest) -> int:
     return int(Path(f"/proc/{guest.pid}/ksm_merging_pages").read_text())
 
 
-def runs() -> str:
-    """Whether KSM runs: 0 or 1."""
-    return (KSM / "run").read_text().strip()
-
-
-@pytest.fixture
-def ksm() -> Iterator[Callable[[], None]]:
-    """Switches KSM on, hurried. Afterwards all is as it was, and what it has merged is parted."""
-    if not (KSM / "run").exists():
-        pytest.skip(f"'{KSM}' is not there: this kernel has no KSM")
-    # It is the whole machine's: others who try it out are waited for.
-    deadline = time.monotonic() + 60
-    while runs() != "0" or Path("/run/livesnap/ksm").exists():
-        if time.monotonic() > deadline:
-            pytest.skip("KSM of this machine is in use")
-        time.sleep(0.2)
-    before = {name: (KSM / name).read_text() for name in HURRIED if (KSM / name).exists()}
-    for name in before:
-        (KSM / name).write_text(HURRIED[name])
-
-    def switch_on() -> None:
-        (KSM / "run").write_text("1")
-
-    try:
-        yield switch_on
-    finally:
-        for value in ("2", "0"):
-            (KSM / "run").write_text(value)
-        for name, text in before.items():
-            (KSM / name).write_text(text)
-
-
 @contextlib.contextmanager
 def in_the_sweep(guest: Guest, act: Callable[[], Any]) -> Iterator[None]:
     """Around a snapshot: acts when its sweep has begun, and has done so well at the end."""
@@ -126,21 +92,21 @@ def thrown_away(guest: Guest, store: TestStore, name: str) -> None:
     guest.counts()
 
 
-def test_merging_is_paused(full: Guest, store: TestStore, ksm: Callable[[], None]) -> None:
+def test_merging_is_paused(full: Guest, store: TestStore, ksm: Ksm) -> None:
     """ksm: pause, the default. RAM that is merged already is captured like any other."""
-    ksm()
+    ksm.switch_on()
     wait(lambda: merged(full) > PAGES // 2, 30)
     before = full.counts()
 
     def still_paused() -> None:
-        assert runs() == "0"
+        assert not ksm.runs()
         time.sleep(1.0)
         assert run_dir(full), "the sweep was over too early for this test"
-        assert runs() == "0"
+        assert not ksm.runs()
 
     with in_the_sweep(full, still_paused):
         result = store.take(full, "paused", **{**SLOW, "bandwidth": 60 << 20})
-    wait(lambda: runs() == "1", 5)
+    wait(ksm.runs, 5)
     assert result["snapshot"]["complete"]
     assert verdict(full, result, full.witness()["pages"]) == ""
     assert full.counts()["boot"] == before["boot"]
@@ -148,29 +114,27 @@ def test_merging_is_paused(full: Guest, store: TestStore, ksm: Callable[[], None
     clean(full)
 
 
-def test_merging_is_refused(full: Guest, store: TestStore, ksm: Callable[[], None]) -> None:
+def test_merging_is_refused(full: Guest, store: TestStore, ksm: Ksm) -> None:
     """ksm: refuse. Nothing is touched, KSM neither."""
-    ksm()
+    ksm.switch_on()
     with pytest.raises(LivesnapError, match="KSM is running and may merge the guest's RAM"):
         store.take(full, "refused", freeze="never", ksm="refuse")
-    assert runs() == "1"
+    assert ksm.runs()
     well(full)
     clean(full)
     assert not (store.path / full.options.name / "refused").exists()
 
 
-def test_merging_begins_in_the_sweep(
-    full: Guest, store: TestStore, ksm: Callable[[], None]
-) -> None:
+def test_merging_begins_in_the_sweep(full: Guest, store: TestStore, ksm: Ksm) -> None:
     """Somebody switches it on who knows nothing of us: merged pages have no protection any more."""
     assert merged(full) == 0
     with (
-        in_the_sweep(full, ksm),
+        in_the_sweep(full, ksm.switch_on),
         pytest.raises(LivesnapError, match="lost their write protection before they were saved"),
     ):
         store.take(full, "merged", **SLOW)
     # It was not ours to switch off.
-    assert runs() == "1"
+    assert ksm.runs()
     thrown_away(full, store, "merged")
 
 

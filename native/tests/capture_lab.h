@@ -38,10 +38,10 @@ struct lab_block {
 
 /* In memory that both see. */
 struct lab_words {
-    _Atomic uint32_t park;       /* 1: writers park */
-    _Atomic uint32_t parked;     /* how many do */
-    _Atomic uint64_t rounds;     /* of all writers */
-    _Atomic uint64_t longest_us; /* longest time of one page's write */
+    _Atomic uint32_t park;                /* not 0: writers park; another number each time */
+    _Atomic uint32_t parked[LAB_WRITERS]; /* the number that each has parked for last */
+    _Atomic uint64_t rounds;              /* of all writers */
+    _Atomic uint64_t longest_us;          /* longest time of one page's write */
 };
 
 struct lab {
@@ -50,6 +50,8 @@ struct lab {
     struct lab_words *words;
     struct lab_block block[4];
     unsigned blocks;
+    uint32_t times_parked;
+    bool no_writers; /* nobody to wait for */
 };
 
 static struct lab *lab_self;                       /* the child's own */
@@ -87,11 +89,9 @@ static void *lab_writer(void *arg)
 
                 if (p % 7 == 3)
                     continue; /* stays as it was: zero */
-                if (atomic_load(&l->words->park)) {
-                    atomic_fetch_add(&l->words->parked, 1);
-                    while (atomic_load(&l->words->park))
-                        usleep(50);
-                    atomic_fetch_sub(&l->words->parked, 1);
+                while (atomic_load(&l->words->park)) {
+                    atomic_store(&l->words->parked[me], atomic_load(&l->words->park));
+                    usleep(50);
                 }
                 began = lab_us();
                 word[0] = counter;
@@ -245,9 +245,12 @@ __attribute__((unused)) static void lab_answer(struct lab *l)
 
 __attribute__((unused)) static void lab_park(struct lab *l)
 {
-    atomic_store(&l->words->park, 1);
-    while (atomic_load(&l->words->parked) < LAB_WRITERS)
-        usleep(50);
+    uint32_t number = ++l->times_parked;
+
+    atomic_store(&l->words->park, number);
+    for (unsigned i = 0; i < LAB_WRITERS && !l->no_writers; i++)
+        while (atomic_load(&l->words->parked[i]) != number)
+            usleep(50);
 }
 
 __attribute__((unused)) static void lab_go(struct lab *l)

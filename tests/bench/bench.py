@@ -34,6 +34,7 @@ import kindness  # noqa: E402
 import report  # noqa: E402
 from cases import CASES, GIB, MIB, Case  # noqa: E402
 from lab import Guest  # noqa: E402
+from lab.thp import collapse  # noqa: E402
 from meter import Meter  # noqa: E402
 from taking import TestStore  # noqa: E402
 
@@ -99,7 +100,7 @@ def run_case(case: Case, rounds: int) -> dict[str, Any]:
             rate = store_rate(store.path)
             for number in range(rounds):
                 for name in found:
-                    engines.heal_huge_pages(guest)
+                    collapse(guest)
                     take = functools.partial(engines.peer, guest, store)
                     if name != report.PEER:
                         take = functools.partial(engines.ours, guest, store, **case.variants[name])

@@ -4,9 +4,7 @@
 
 from __future__ import annotations
 
-import ctypes
 import os
-import re
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,9 +23,6 @@ WINDOW = 1.0
 PEER_LIMIT = 240.0
 #: Bytes a second; the default of 128 MiB/s would measure the limit.
 PEER_BANDWIDTH = 1 << 40
-HUGE = 2 << 20
-SYS_PROCESS_MADVISE = 440  # x86-64
-MADV_COLLAPSE = 25
 
 
 @dataclass(frozen=True)
@@ -109,26 +104,6 @@ def peer(guest: Guest, store: TestStore) -> Taken:
         os.close(fd)
         path.unlink()
     return Taken((moments["RESUME"] - moments["STOP"]) * 1e3, None, total, stored)
-
-
-def heal_huge_pages(guest: Guest) -> None:
-    """The guest's RAM in huge pages again, as far as it has any: the peer leaves 4 KiB pages.
-
-    process_madvise(MADV_COLLAPSE), Linux 6.1; where it fails the next round runs on small pages.
-    """
-    libc = ctypes.CDLL(None, use_errno=True)
-    with guest.look() as qmp:
-        found = re.search(r" is (0x[0-9a-f]+)", qmp.hmp("gpa2hva 0x100000"))
-    if found is None or not guest.options.thp:
-        return
-    first = int(found.group(1), 16) - 0x100000
-    pidfd = os.pidfd_open(guest.pid)
-    try:
-        for at in range(first, first + (guest.options.memory << 20), HUGE):
-            piece = (ctypes.c_uint64 * 2)(at, HUGE)
-            libc.syscall(SYS_PROCESS_MADVISE, pidfd, piece, ctypes.c_ulong(1), MADV_COLLAPSE, 0)
-    finally:
-        os.close(pidfd)
 
 
 def measure(guest: Guest, meter: Meter, take: Callable[[], Taken]) -> Measure:

@@ -11,7 +11,6 @@ import json
 import os
 import re
 import subprocess
-import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -20,6 +19,7 @@ from typing import Any
 import pytest
 from hugepages import NoHugePages, free_pages, hugetlbfs, pool
 from lab import Guest, ram_state
+from lab.thp import collapse
 from taking import TestStore, folder_of, helper, verdict
 
 MIB = 1 << 20
@@ -27,9 +27,6 @@ MEMORY = 256
 # What a guest of that size that does nothing but count takes for itself meanwhile.
 GROWTH = 16 * MIB
 THP = Path("/sys/kernel/mm/transparent_hugepage/enabled")
-# PR_SET_THP_DISABLE stays with what is started then.
-NO_THP = ("import ctypes, os, sys; ctypes.CDLL(None).prctl(41, 1, 0, 0, 0);"
-          " os.execvp(sys.argv[1], sys.argv[1:])")
 
 
 class Memory:
@@ -95,16 +92,15 @@ def test_anonymous_in_huge_pages(make_guest: Callable[..., Guest], store: TestSt
     if "[never]" in THP.read_text():
         pytest.skip(f"{THP} says never")
     guest = make_guest(name="thp", memory=MEMORY, buffer=96)
+    collapse(guest)  # the host may have had no free ones when it booted
     _unused, before = take(guest, store)
     assert before.huge > 96 * MIB, "QEMU's RAM is not in huge pages"
 
 
-def test_anonymous_in_small_pages(store: TestStore) -> None:
-    guest = Guest(name="small", memory=MEMORY, buffer=96)
-    guest.argv = [sys.executable, "-c", NO_THP, *guest.argv]
-    with guest:
-        _unused, before = take(guest, store)
-        assert before.huge == 0
+def test_anonymous_in_small_pages(make_guest: Callable[..., Guest], store: TestStore) -> None:
+    guest = make_guest(name="small", memory=MEMORY, buffer=96, thp=False)
+    _unused, before = take(guest, store)
+    assert before.huge == 0
 
 
 def test_memfd(make_guest: Callable[..., Guest], store: TestStore) -> None:

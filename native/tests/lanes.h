@@ -45,7 +45,7 @@ static pthread_barrier_t lanes_through;
 
 /* ---- what is to be there ---- */
 
-/* Pages of a block that are written: all, but the first half of a shared one. */
+/* Pages of a block that are written: all; of a shared one the first half. */
 static inline size_t lane_pages(const struct lab_block *b)
 {
     return b->size / LAB_PAGE / (b->shared ? 2 : 1);

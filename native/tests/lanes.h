@@ -28,12 +28,14 @@ enum lane_kind {
 static struct {
     unsigned count;
     enum lane_kind kind[LANES_MAX];
-    bool alike;   /* one page of four is the same as others, and seldom written: KSM likes it */
+    bool alike;   /* one page of four is the same as the others of these, and only written when
+                     `tide` has changed: KSM likes it */
     bool discard; /* another thread discards pages while it is asked to */
 } lanes;
 
 /* In memory that both see. */
 static struct lanes_words {
+    _Atomic uint64_t tide;  /* relaxed: a lane sees it at its next step or the one after */
     _Atomic uint32_t asked; /* to discard: odd */
     _Atomic uint32_t heard; /* the last that the discarding thread follows: release, acquire */
     _Atomic uint64_t discarded;
@@ -43,7 +45,7 @@ static pthread_barrier_t lanes_through;
 
 /* ---- what is to be there ---- */
 
-/* Pages of a block that are written: all, but the first half of a shared one. */
+/* Pages of a block that are written: all; of a shared one the first half. */
 static inline size_t lane_pages(const struct lab_block *b)
 {
     return b->size / LAB_PAGE / (b->shared ? 2 : 1);
@@ -56,12 +58,9 @@ static inline uint64_t lane_mix(uint64_t x)
     return x ^ x >> 31;
 }
 
-/* How many steps a page stays as it is, that is the same as others; 0: it is none of them. */
-static inline uint64_t lane_calm(uint64_t page)
+static inline bool lane_alike(uint64_t page)
 {
-    uint64_t mix = lane_mix(page);
-
-    return lanes.alike && mix % 4 == 0 ? 16ull << mix / 4 % 4 * 2 : 0;
+    return lanes.alike && lane_mix(page) % 4 == 0;
 }
 
 static inline bool lane_discards(const struct lab_block *b, uint64_t page)
@@ -72,11 +71,7 @@ static inline bool lane_discards(const struct lab_block *b, uint64_t page)
 /* The first word of a page at step k; word w has w more. Step 0: nothing was written yet. */
 static inline uint64_t lane_word(uint64_t k, uint64_t page)
 {
-    uint64_t calm = lane_calm(page);
-
-    if (k == 0)
-        return 0;
-    return calm ? (k / calm + 1) << 32 : k << 32 | page << 9;
+    return k == 0 ? 0 : k << 32 | page << 9;
 }
 
 static inline uint64_t lane_expected(uint64_t first, unsigned w)
@@ -94,30 +89,40 @@ static void lane_store(uint8_t *at, uint64_t first)
         words[w] = lane_expected(first, w);
 }
 
-/* Writes eight pages, as this kind of lane does. `fd`: both ends of the pipe, or the file. */
-static void lane_group(enum lane_kind kind, const int *fd, const struct lab_block *b, size_t p,
-                       uint64_t page, uint64_t k)
+/* What a lane does at present. `fd`: both ends of the pipe, or the file. */
+struct lane_step {
+    enum lane_kind kind;
+    int fd[2];
+    uint64_t k, tide;
+    bool turned; /* the tide */
+};
+
+/* Writes eight pages, as this kind of lane does. */
+static void lane_group(const struct lane_step *s, const struct lab_block *b, size_t p,
+                       uint64_t page)
 {
     static _Thread_local uint8_t scratch[LANE_GROUP * LAB_PAGE];
     uint8_t *at = b->at + p * LAB_PAGE;
+    const enum lane_kind kind = s->kind;
 
     for (unsigned i = 0; i < LANE_GROUP; i++) {
-        uint64_t first = lane_word(k, page + i);
+        bool alike = lane_alike(page + i);
+        uint64_t first = alike ? s->tide << 32 : lane_word(s->k, page + i);
 
         if (kind != LANE_STORES)
             lane_store(scratch + i * LAB_PAGE, first);
-        else if (first != lane_word(k - 1, page + i))
+        else if (!alike || s->turned)
             lane_store(at + i * LAB_PAGE, first);
     }
     if (kind == LANE_STORES)
         return;
-    if (kind == LANE_PIPE ? write(fd[1], scratch, sizeof scratch) != sizeof scratch
-                          : pwrite(fd[0], scratch, sizeof scratch, 0) != sizeof scratch)
+    if (kind == LANE_PIPE ? write(s->fd[1], scratch, sizeof scratch) != sizeof scratch
+                          : pwrite(s->fd[0], scratch, sizeof scratch, 0) != sizeof scratch)
         _exit(4);
     for (size_t done = 0; done < sizeof scratch;) {
         size_t left = sizeof scratch - done;
-        ssize_t n = kind == LANE_PIPE ? read(fd[0], at + done, left)
-                                      : pread(fd[0], at + done, left, (off_t)done);
+        ssize_t n = kind == LANE_PIPE ? read(s->fd[0], at + done, left)
+                                      : pread(s->fd[0], at + done, left, (off_t)done);
 
         if (n <= 0)
             _exit(5);
@@ -128,19 +133,21 @@ static void lane_group(enum lane_kind kind, const int *fd, const struct lab_bloc
 static void *lane_main(void *arg)
 {
     unsigned me = (unsigned)(uintptr_t)arg;
+    struct lane_step s = {.kind = lanes.kind[me], .fd = {-1, -1}};
     struct lab *l = lab_self;
-    int fd[2] = {-1, -1};
 
-    if (lanes.kind[me] == LANE_PIPE ? pipe2(fd, O_CLOEXEC)
-                                    : (fd[0] = memfd_create("lane", MFD_CLOEXEC)) < 0)
+    if (s.kind == LANE_PIPE ? pipe2(s.fd, O_CLOEXEC)
+                            : (s.fd[0] = memfd_create("lane", MFD_CLOEXEC)) < 0)
         _exit(6);
-    for (uint64_t k = 1;; k++) {
-        uint64_t page = 0;
+    for (s.k = 1;; s.k++) {
+        uint64_t page = 0, tide = atomic_load_explicit(&lanes_words->tide, memory_order_relaxed);
 
+        s.turned = s.k == 1 || tide != s.tide;
+        s.tide = tide;
         for (unsigned b = 0; b < l->blocks; b++)
             for (size_t p = 0; p < lane_pages(&l->block[b]); p += LANE_GROUP, page += LANE_GROUP)
                 if (page / LANE_GROUP % lanes.count == me)
-                    lane_group(lanes.kind[me], fd, &l->block[b], p, page, k);
+                    lane_group(&s, &l->block[b], p, page);
         if (pthread_barrier_wait(&lanes_through) == PTHREAD_BARRIER_SERIAL_THREAD)
             atomic_fetch_add_explicit(&l->words->rounds, 1, memory_order_relaxed);
     }
@@ -216,6 +223,12 @@ static inline void lanes_ask(bool discard)
         usleep(50);
 }
 
+/* All pages that are alike are written soon. */
+static inline void lanes_turn(void)
+{
+    atomic_fetch_add_explicit(&lanes_words->tide, 1, memory_order_relaxed);
+}
+
 static inline void lanes_stop(struct lab *l)
 {
     lab_stop(l);
@@ -250,7 +263,7 @@ static inline uint64_t lanes_counter(const struct run *r)
             uint64_t first;
 
             memcpy(&first, r->image[b] + p * LAB_PAGE, 8);
-            if (!lane_calm(page) && first >> 32 > counter)
+            if (!lane_alike(page) && first >> 32 > counter)
                 counter = first >> 32;
         }
     return counter;
@@ -293,6 +306,8 @@ static inline int64_t lanes_judge(const struct run *r, uint64_t *counter)
             unsigned lane = page / LANE_GROUP % lanes.count;
             int prefix;
 
+            if (lane_alike(page))
+                continue; /* of no step; compare() has looked at it */
             if (lane_discards(&r->lab->block[b], page)) {
                 if (!lane_any(words, now, before))
                     return (int64_t)page;
@@ -301,9 +316,7 @@ static inline int64_t lanes_judge(const struct run *r, uint64_t *counter)
             prefix = lane_prefix(words, beyond[lane] ? before : now, before);
             if (prefix < 0)
                 return (int64_t)page;
-            /* A page that does not change in this step does not tell how far the lane is. */
-            if (now != before && prefix < (int)LANE_WORDS)
-                beyond[lane] = true;
+            beyond[lane] = beyond[lane] || prefix < (int)LANE_WORDS;
         }
     return -1;
 }

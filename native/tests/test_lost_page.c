@@ -112,11 +112,16 @@ static void hunt_end(struct hunt *h, unsigned i)
     free(r->count);
 }
 
-/* Capture number `i`, of a kind that depends on it. */
-static void hunt_one(struct hunt *h, unsigned i)
+static void hunt_begin(struct hunt *h, unsigned i)
 {
     begin(&h->run, i % 5 == 4, 1 + i % 2);
     hunt_arm(h, i % 4 == 3);
+}
+
+/* Capture number `i`, of a kind that depends on it. */
+static void hunt_one(struct hunt *h, unsigned i)
+{
+    hunt_begin(h, i);
     hunt_end(h, i);
 }
 
@@ -166,7 +171,20 @@ static void with_discards(void **state)
     hunt_close(&h);
 }
 
-/* RAM larger than staging, and slow storage: pages stay protected long enough for ksmd. In every
+/* A capture during which ksmd finds pages that were written not long ago, and then all of them are
+ * written: one that was merged after arm is not protected any more. */
+static void hunt_merged(struct hunt *h, unsigned i)
+{
+    if (i % 4 == 0)
+        lanes_turn();
+    hunt_begin(h, i);
+    usleep(20000 * (1 + i / 2 % 4));
+    lanes_turn();
+    hunt_end(h, i);
+}
+
+/*
+ * RAM larger than staging, and slow storage: pages stay protected long enough for ksmd. In every
  * second capture KSM rests, as it does when a guest is captured, and none of these is thrown away.
  */
 static void with_ksm(void **state)
@@ -184,7 +202,6 @@ static void with_ksm(void **state)
     lab_mergeable = true;
     lanes.alike = true;
     hunt_open(&h, "with KSM", 36 << 20);
-    atomic_store(&h.run.delay_us, 3000);
     /* ksmd goes through the memory of all guests of this machine before it merges anything. */
     for (unsigned i = 0; i < n || h.right < 2 || (merged == 0 && lab_us() - began < 20000000);
          i++) {
@@ -192,7 +209,11 @@ static void with_ksm(void **state)
         uint64_t now;
 
         ksm_rest(i % 2);
-        hunt_one(&h, i);
+        atomic_store(&h.run.delay_us, i % 2 ? 0 : 15000);
+        if (i % 2)
+            hunt_one(&h, i);
+        else
+            hunt_merged(&h, i);
         if (i % 2 && h.torn > torn)
             fail_msg("capture %u: %s", i, h.run.err.message);
         now = ksm_merged(h.lab.pid);

@@ -131,7 +131,8 @@ void ksm_off(void)
     lifeline = -1;
     assert_int_equal(waitpid(restorer, NULL, 0), restorer);
     for (size_t i = 0; i < SWITCHES; i++)
-        if (switches[i].was[0]) {
+        /* `run` belongs to a capture that has paused it in the meantime */
+        if (switches[i].was[0] && (i < SWITCHES - 1 || access(PAUSED, F_OK) != 0)) {
             assert_true(get(switches[i].name, text, sizeof text));
             assert_string_equal(text, switches[i].was);
         }

@@ -12,6 +12,7 @@
 #include <unistd.h>
 
 #include "capture/keeper.h"
+#include "capture/kind.h"
 #include "common/cleanup.h"
 #include "common/fault.h"
 #include "common/ksm.h"

@@ -10,15 +10,14 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/prctl.h>
-#include <sys/resource.h>
 #include <sys/syscall.h>
 #include <time.h>
 #include <unistd.h>
 
+#include "capture/kind.h"
 #include "common/fault.h"
 
 #define LOOK_MS 200 /* how often waiting threads look whether the keeper lives */
-#define NICE 10     /* of threads that nobody waits for: a tenth of a busy CPU, not nothing */
 
 struct writer {
     struct ls_stage *stage;
@@ -139,24 +138,12 @@ static void choose_priority(struct writer *w, enum ls_stage_order order, int *ni
     bool urgent = order != LS_ORDER_FINISH &&
                   atomic_load_explicit(&w->stage->free_count, memory_order_relaxed) * 2 <
                       (int32_t)atomic_load_explicit(&w->stage->usable, memory_order_relaxed);
-    int wanted = urgent ? 0 : NICE;
+    int wanted = urgent ? 0 : LS_KIND;
 
     if (wanted == *nice)
         return;
     *nice = wanted;
-    setpriority(PRIO_PROCESS, 0, wanted); /* of this thread alone */
-}
-
-/* Niceness counts within an autogroup only, which is a session; this one is the helper's own. */
-static void be_kind_as_a_group(void)
-{
-    int fd = open("/proc/self/autogroup", O_WRONLY | O_CLOEXEC);
-
-    if (fd < 0)
-        return; /* the kernel has no autogroups */
-    if (dprintf(fd, "%d", NICE) < 0)
-        errno = 0; /* nothing depends on it */
-    close(fd);
+    ls_kind_thread(wanted);
 }
 
 static void *work(void *arg)
@@ -275,7 +262,7 @@ static int wait_for_end(struct writer *w, struct ls_error *err)
         if (stopping(w))
             return ls_fail(err, LS_ABORTED, "aborted", "aborted");
         if (order_of(w->stage) == LS_ORDER_FINISH) {
-            be_kind_as_a_group();
+            ls_kind_group(LS_KIND);
             return 0;
         }
         ls_stage_wait_filled(w->stage, seen, LOOK_MS);

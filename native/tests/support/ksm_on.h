@@ -15,8 +15,9 @@ void ksm_rest(bool rest);
 /* Puts everything back. */
 void ksm_off(void);
 
-/* NULL if it has had its chance at a memory that was there from the beginning on; or why not: it
- * was paused by somebody else, or has too many others on this machine to go through. */
+/* To be asked again and again. NULL if it has had its chance at a memory that was there from the
+ * beginning on; or why not yet: it was switched by somebody else, or has too many others on this
+ * machine to go through. */
 const char *ksm_at_work(void);
 
 /* How many pages of a process are merged now. */

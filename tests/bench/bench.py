@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import functools
 import json
-import mmap
 import os
 import platform
 import subprocess
@@ -65,33 +64,9 @@ def store_rate(folder: Path) -> float:
     return STORE_SAMPLE / seconds
 
 
-def warm_up(size: int) -> None:
-    """Touch so much memory once, in a process of its own.
-
-    The first touch of a page by a virtual host can cost fifty times what the next one costs;
-    without this the engine that happens to come first would pay for it.
-    """
-    child = os.fork()
-    if child == 0:
-        memory = mmap.mmap(-1, size)
-        for at in range(0, size, 4096):
-            memory[at] = 1
-        os._exit(0)
-    os.waitpid(child, 0)
-
-
-def available() -> int:
-    """MemAvailable, bytes."""
-    for line in Path("/proc/meminfo").read_text().splitlines():
-        if line.startswith("MemAvailable:"):
-            return int(line.split()[1]) << 10
-    raise RuntimeError("/proc/meminfo has no MemAvailable")
-
-
 def run_case(case: Case, rounds: int) -> dict[str, Any]:
     """All rounds of a case; the engines take turns."""
     print(f"{case.name}: {case.title}: booting and filling the guest", flush=True)
-    warm_up(min(case.memory * 2 + 2 * GIB, available() - 2 * GIB))
     store = TestStore()
     found: report.Rounds = {report.PEER: [], **{name: [] for name in case.variants}}
     try:
@@ -104,7 +79,8 @@ def run_case(case: Case, rounds: int) -> dict[str, Any]:
                     take = functools.partial(engines.peer, guest, store)
                     if name != report.PEER:
                         take = functools.partial(engines.ours, guest, store, **case.variants[name])
-                    measure = engines.measure(guest, meter, take)
+                    measure = engines.measure(guest, meter, take, warm=case.memory + GIB // 4)
+                    store.forget()
                     before, rate = rate, store_rate(store.path)
                     found[name].append(replace(measure, store_rate=(before + rate) / 2))
                     print(

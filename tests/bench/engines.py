@@ -15,6 +15,7 @@ from lab import Guest
 from lab.qmp import QmpClient
 from meter import Meter, Reading, Sampler, rate, recovered_at, work_lost
 from taking import TestStore, helper
+from warm import warm as hold_warm
 
 #: How long the witness is watched before a capture to know its normal rate. Seconds.
 BEFORE = 3.0
@@ -55,7 +56,6 @@ def ours(guest: Guest, store: TestStore, **options: Any) -> Taken:
     """Module livesnap's own code, with RAM and device state, without disks."""
     result = store.take(guest, "bench", agent_socket=None, freeze="never", **options)["snapshot"]
     timings, memory = result["timings"], result["memory"]
-    store.forget()
     return Taken(
         timings["pause_ms"], timings["protected_s"], timings["total_s"], memory["stored_bytes"]
     )
@@ -82,7 +82,8 @@ def _wait_for_end(qmp: QmpClient) -> None:
 
 def peer(guest: Guest, store: TestStore) -> Taken:
     """QEMU's background-snapshot into a file of the same store; its total is without fsync."""
-    path = Path(store.path) / "peer"
+    path = store.path / "peer" / "stream"
+    path.parent.mkdir()
     fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
     try:
         give_fd(guest, "bench-peer", fd)
@@ -102,14 +103,17 @@ def peer(guest: Guest, store: TestStore) -> Taken:
         stored = os.fstat(fd).st_size
     finally:
         os.close(fd)
-        path.unlink()
     return Taken((moments["RESUME"] - moments["STOP"]) * 1e3, None, total, stored)
 
 
-def measure(guest: Guest, meter: Meter, take: Callable[[], Taken]) -> Measure:
-    """One capture while the witness is watched from before its start until it is back at work."""
-    with Sampler(meter, helper()) as sampler:
+def measure(guest: Guest, meter: Meter, take: Callable[[], Taken], warm: int) -> Measure:
+    """One capture while the witness is watched from before its start until it is back at work.
+
+    `warm`: so many bytes of the memory that it will take were touched just before.
+    """
+    with hold_warm(warm) as give, Sampler(meter, helper()) as sampler:
         time.sleep(BEFORE)
+        give()
         before = list(sampler.readings)
         cpu = _cpu_of_engine(guest)
         start: Reading = meter.read()

@@ -59,12 +59,12 @@ static int open_pressure(void)
     return fd;
 }
 
-void ls_budget_open(struct ls_budget *b, uint64_t asked, uint64_t ram_bytes, uint64_t *bytes)
+void ls_budget_open(struct ls_budget *b, uint64_t asked, uint64_t content, uint64_t *bytes)
 {
     memset(b, 0, sizeof *b);
     b->automatic = asked == 0;
-    /* A few slots more than RAM: each thread holds one that is not full. */
-    b->most = asked ? asked : ram_bytes + LS_SLOTS_MIN * LS_SLOT_BYTES;
+    /* A few slots more: each thread holds one that is not full. */
+    b->most = asked ? asked : content + LS_SLOTS_MIN * LS_SLOT_BYTES;
     b->pressure = b->automatic ? open_pressure() : -1;
     clock_gettime(CLOCK_MONOTONIC, &b->looked_at);
     *bytes = b->automatic ? allowed(b, 0) : asked;

@@ -15,14 +15,15 @@
 
 struct ls_budget {
     bool automatic;
-    uint64_t most; /* bytes: as much as RAM, and a slot for each thread */
+    uint64_t most; /* bytes: all that can be staged, and a slot for each thread */
     int pressure;  /* a PSI trigger, to be polled for POLLPRI; -1: the kernel has none */
     struct timespec looked_at, pressed_at;
     bool pressed; /* pressed_at is set */
 };
 
-/* `asked` is what the request says, 0 for auto; what to begin with is in *bytes. */
-void ls_budget_open(struct ls_budget *budget, uint64_t asked, uint64_t ram_bytes, uint64_t *bytes);
+/* `asked` is what the request says, 0 for auto; `content` what can be
+ * staged; what to begin with is in *bytes. */
+void ls_budget_open(struct ls_budget *budget, uint64_t asked, uint64_t content, uint64_t *bytes);
 void ls_budget_close(struct ls_budget *budget);
 
 /* The trigger fired: others wait for memory. Gives half of what is free back. */

@@ -206,6 +206,7 @@ static int each_vma(const struct ls_vma *v, void *opaque)
         if (check_vma(c, b, v, c->covered[i] == 0))
             return -1;
         c->covered[i] += to - from;
+        b->content += v->shared || v->inode || v->rss_bytes > to - from ? to - from : v->rss_bytes;
     }
     return 0;
 }
@@ -226,6 +227,7 @@ int ls_layout_check(struct ls_layout *layout, pid_t pid, enum ls_vma_source sour
             close(layout->block[i].fd);
         layout->block[i].fd = -1;
         layout->block[i].shared = layout->block[i].hugetlb = false;
+        layout->block[i].content = 0;
     }
     if (ls_proc_maps(pid, source, each_vma, c, err) < 0)
         return -1;

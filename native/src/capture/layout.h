@@ -24,7 +24,9 @@ struct ls_block {
     bool shared;        /* a shared mapping of a file in memory */
     bool hugetlb;   /* of a hugetlbfs with pages of 2 MiB, shared or private: a chunk is a page */
     bool mergeable; /* KSM may merge it */
-    int fd;         /* shared or hugetlb: the file; -1 otherwise */
+    uint64_t
+        content; /* bytes that are in memory or swapped out, of LS_SMAPS; all if it is not known */
+    int fd;      /* shared or hugetlb: the file; -1 otherwise */
     uint64_t file_offset;
 };
 

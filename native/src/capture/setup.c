@@ -23,7 +23,8 @@
 /* Protecting small pages takes 22 to 24 ms a GiB, asking whether they are protected 1. Below this
  * it is not worth what the guest's faults cost until the pause. */
 #define PREARM_BYTES (512ull << 20)
-#define READY_TRIES 100 /* of 100 ms: how long the writer may take to try the image's place */
+#define SPARE (256ull << 20) /* RAM that a guest may fill until the instant */
+#define READY_TRIES 100      /* of 100 ms: how long the writer may take to try the image's place */
 
 static unsigned cpus(void)
 {
@@ -136,11 +137,21 @@ static int make_progress(struct ls_keeper *k, struct ls_error *err)
     return 0;
 }
 
+/* What may have to be staged: RAM that has content, and what may get some until the instant. */
+static uint64_t content(const struct ls_keeper *k)
+{
+    uint64_t bytes = SPARE;
+
+    for (uint32_t i = 0; i < k->first.count; i++)
+        bytes += k->first.block[i].content;
+    return bytes < k->first.ram_bytes ? bytes : k->first.ram_bytes;
+}
+
 static int make_stage(struct ls_keeper *k, struct ls_error *err)
 {
     uint64_t bytes;
 
-    ls_budget_open(&k->budget, k->start.staging, k->first.ram_bytes, &bytes);
+    ls_budget_open(&k->budget, k->start.staging, content(k), &bytes);
     k->stage =
         ls_stage_new(bytes, k->budget.most, k->first.pages + GROWTH / LS_SMALL, owner_left, k, err);
     return k->stage ? 0 : -1;

@@ -77,7 +77,7 @@ struct ls_stage *ls_stage_new(uint64_t bytes, uint64_t most, uint64_t pages, boo
     s->slots = slots;
     s->zero_words = words;
     s->notify = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
-    s->data = ls_stage_memory_map(slots, err);
+    s->data = ls_stage_memory_map(slots, &s->huge, err);
     s->empty = calloc(slots, sizeof *s->empty);
     if (!s->data || !s->empty) {
         if (s->data)

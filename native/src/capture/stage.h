@@ -56,6 +56,7 @@ struct ls_stage_block {
 struct ls_stage {
     /* set before the fork, constant */
     uint8_t *data;
+    bool huge;      /* memory comes in huge pages by itself */
     uint32_t slots; /* that there is room for in the address space */
     int notify;     /* eventfd: the writer has news for the keeper */
     struct ls_slot *slot;

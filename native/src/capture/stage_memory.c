@@ -21,7 +21,7 @@
  * a tmpfs of our own may have huge pages. The mount is never attached to any path: it ends with its
  * last file. Without the right to mount, or before Linux 5.2, it is a memfd after all.
  */
-static int staging_file(void)
+static int staging_file(bool *huge)
 {
     LS_AUTO_CLOSE int fs = fsopen("tmpfs", FSOPEN_CLOEXEC);
     LS_AUTO_CLOSE int mount = -1;
@@ -33,13 +33,14 @@ static int staging_file(void)
         mount = fsmount(fs, FSMOUNT_CLOEXEC, MOUNT_ATTR_NOSUID | MOUNT_ATTR_NODEV);
     if (mount >= 0)
         fd = openat(mount, ".", O_TMPFILE | O_RDWR | O_CLOEXEC, 0600);
+    *huge = fd >= 0;
     return fd >= 0 ? fd : memfd_create("livesnap-staging", MFD_CLOEXEC);
 }
 
-uint8_t *ls_stage_memory_map(uint32_t slots, struct ls_error *err)
+uint8_t *ls_stage_memory_map(uint32_t slots, bool *huge, struct ls_error *err)
 {
     uint64_t bytes = slots * LS_SLOT_BYTES;
-    LS_AUTO_CLOSE int fd = staging_file();
+    LS_AUTO_CLOSE int fd = staging_file(huge);
     uint8_t *room, *at;
 
     if (fd < 0 || ftruncate(fd, (off_t)bytes) < 0) {
@@ -69,10 +70,12 @@ uint8_t *ls_stage_memory_map(uint32_t slots, struct ls_error *err)
 }
 
 /* False if there is no memory for it. */
-static bool touch(uint8_t *slot)
+static bool touch(uint8_t *slot, bool huge)
 {
-    /* Asks for a huge page whatever shmem_enabled says; a refusal costs only speed. */
-    madvise(slot, LS_SLOT_BYTES, MADV_COLLAPSE);
+    /* Asks for a huge page whatever shmem_enabled says; a refusal costs only speed. Not where they
+     * come by themselves: it disturbs all CPUs. */
+    if (!huge)
+        madvise(slot, LS_SLOT_BYTES, MADV_COLLAPSE);
     /* Says ENOMEM where a write would end in SIGBUS. */
     return madvise(slot, LS_SLOT_BYTES, MADV_POPULATE_WRITE) == 0;
 }
@@ -95,7 +98,7 @@ uint32_t ls_stage_grow(struct ls_stage *s, uint32_t wanted)
     while (done < wanted && s->empty_count > 0) {
         uint32_t slot = s->empty[s->empty_count - 1];
 
-        if (!touch(ls_slot_data(s, slot)))
+        if (!touch(ls_slot_data(s, slot), s->huge))
             break;
         s->empty_count--;
         count(s, 1);

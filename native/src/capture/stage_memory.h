@@ -9,8 +9,9 @@
 
 #include "capture/stage.h"
 
-/* Address space for so many slots, without memory yet, at a multiple of a huge page. */
-uint8_t *ls_stage_memory_map(uint32_t slots, struct ls_error *err);
+/* Address space for so many slots, without memory yet, at a multiple of a huge page. *huge: its
+ * memory will come in huge pages by itself. */
+uint8_t *ls_stage_memory_map(uint32_t slots, bool *huge, struct ls_error *err);
 
 /* The first slots, `wanted` or as many as can be touched in half a minute; LS_SLOTS_MIN at least,
  * or it fails. `stop` is asked before each. */

@@ -110,6 +110,9 @@ static void parse_smaps_line(char *line, struct ls_vma *vma)
 
     if (sscanf(line, "KernelPageSize: %" SCNu64 " kB", &kib) == 1)
         vma->page_size = kib * 1024;
+    if (sscanf(line, "Rss: %" SCNu64 " kB", &kib) == 1 ||
+        sscanf(line, "Swap: %" SCNu64 " kB", &kib) == 1)
+        vma->rss_bytes += kib * 1024;
     if (sscanf(line, "Shared_Hugetlb: %" SCNu64 " kB", &kib) == 1 ||
         sscanf(line, "Private_Hugetlb: %" SCNu64 " kB", &kib) == 1)
         vma->hugetlb_bytes += kib * 1024;

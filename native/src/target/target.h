@@ -32,6 +32,7 @@ struct ls_vma {
     dev_t device;
     ino_t inode;            /* 0: anonymous */
     uint64_t page_size;     /* smaps: KernelPageSize, bytes */
+    uint64_t rss_bytes;     /* smaps: Rss and Swap: private memory that has content */
     bool mergeable;         /* smaps: VmFlags mg (KSM) */
     bool uffd_missing;      /* smaps: VmFlags um */
     bool uffd_wp;           /* smaps: VmFlags uw */

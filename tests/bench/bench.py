@@ -76,7 +76,7 @@ def run_case(case: Case, rounds: int) -> dict[str, Any]:
             for number in range(rounds):
                 for name in found:
                     collapse(guest)
-                    take = functools.partial(engines.peer, guest, store)
+                    take = functools.partial(engines.peer, guest, store, case.pause_only)
                     if name != report.PEER:
                         take = functools.partial(engines.ours, guest, store, **case.variants[name])
                     measure = engines.measure(guest, meter, take, warm=case.memory + GIB // 4)

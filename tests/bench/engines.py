@@ -80,10 +80,12 @@ def _wait_for_end(qmp: QmpClient) -> None:
         time.sleep(0.05)
 
 
-def peer(guest: Guest, store: TestStore) -> Taken:
+def peer(guest: Guest, store: TestStore, pause_only: bool = False) -> Taken:
     """QEMU's background-snapshot into a file of the same store; its total is without fsync."""
-    path = store.path / "peer" / "stream"
-    path.parent.mkdir()
+    path = Path("/dev/null")
+    if not pause_only:
+        path = store.path / "peer" / "stream"
+        path.parent.mkdir()
     fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
     try:
         give_fd(guest, "bench-peer", fd)

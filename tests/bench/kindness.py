@@ -39,7 +39,7 @@ def _begin(
     """A capture past its instant; the guest runs."""
     capture = Capture(Path(helper()), guest, image, **options)
     capture.attached()
-    with guest.look() as qmp:
+    with guest.qmp() as qmp:
         qmp.execute("stop")
         try:
             capture.protect()

@@ -4,6 +4,7 @@
 
 #include "capture/engine.h"
 #include "common/fault.h"
+#include "uffd/uffd.h"
 
 #ifdef LS_FAULTS
 /* A test build that leaves a granule unprotected copies it late, so that the guest has surely
@@ -34,7 +35,9 @@ void *ls_sweep_main(void *arg)
 {
     struct ls_sweep_thread *t = arg;
     struct ls_engine *e = t->engine;
+    struct ls_turn turn;
 
+    ls_turn_begin(&turn);
     for (;;) {
         /* relaxed: each number is given out once, nothing else depends on it */
         uint64_t chunk = atomic_fetch_add_explicit(&e->next_chunk, 1, memory_order_relaxed);
@@ -59,6 +62,7 @@ void *ls_sweep_main(void *arg)
         if (ls_save_pages(e, &t->stager, chunk, &want, NULL) < 0)
             break;
         atomic_fetch_add_explicit(&e->proof_chunks, 1, memory_order_relaxed);
+        ls_turn_give(&turn);
     }
 #ifdef LS_FAULTS
     if (t == &e->sweep[0] && e->sabotage_end > e->sabotage_start)

@@ -107,7 +107,9 @@ static int scan_new(const struct ls_pagemap *pm, uint64_t start, uint64_t end,
                     ls_pagemap_visit visit, void *arg)
 {
     struct pm_region vec[REGIONS];
+    struct ls_turn turn;
 
+    ls_turn_begin(&turn);
     while (start < end) {
         /* In pieces as well: the walk holds the target's mmap_lock. */
         uint64_t stop = (start / LS_UFFD_PIECE + 1) * LS_UFFD_PIECE;
@@ -141,6 +143,8 @@ static int scan_new(const struct ls_pagemap *pm, uint64_t start, uint64_t end,
             return -1;
         }
         start = walk_end;
+        if (start < end)
+            ls_turn_give(&turn);
     }
     return 0;
 }

@@ -130,6 +130,29 @@ int ls_uffd_register(int uffd, uint64_t start, uint64_t length, struct ls_error 
     return 0;
 }
 
+static uint64_t now_ns(void)
+{
+    struct timespec t;
+
+    clock_gettime(CLOCK_MONOTONIC, &t);
+    return (uint64_t)t.tv_sec * 1000000000ull + (uint64_t)t.tv_nsec;
+}
+
+void ls_turn_begin(struct ls_turn *turn)
+{
+    turn->since_ns = now_ns();
+}
+
+void ls_turn_give(struct ls_turn *turn)
+{
+    static const struct timespec moment = {.tv_nsec = 20000};
+
+    if (now_ns() - turn->since_ns < 1000000)
+        return;
+    nanosleep(&moment, NULL);
+    turn->since_ns = now_ns();
+}
+
 void ls_uffd_unregister_whole(int uffd, uint64_t start, uint64_t length)
 {
     struct uffdio_range range = {.start = start, .len = length};
@@ -141,17 +164,23 @@ void ls_uffd_unregister_whole(int uffd, uint64_t start, uint64_t length)
 
 void ls_uffd_unregister(int uffd, uint64_t start, uint64_t length)
 {
+    struct ls_turn turn;
+
+    ls_turn_begin(&turn);
     for (uint64_t at = start; at < start + length; at += LS_UFFD_PIECE) {
         uint64_t left = start + length - at;
 
         ls_uffd_unregister_whole(uffd, at, left < LS_UFFD_PIECE ? left : LS_UFFD_PIECE);
+        ls_turn_give(&turn);
     }
 }
 
 int ls_uffd_protect(int uffd, uint64_t start, uint64_t length, bool on, uint64_t *done)
 {
     uint64_t end = start + length;
+    struct ls_turn turn;
 
+    ls_turn_begin(&turn);
     for (uint64_t at = start; at < end;) {
         /* Pieces end at multiples of their size, so that no huge page is cut in two. */
         uint64_t stop = (at / LS_UFFD_PIECE + 1) * LS_UFFD_PIECE;
@@ -169,6 +198,8 @@ int ls_uffd_protect(int uffd, uint64_t start, uint64_t length, bool on, uint64_t
             return -1;
         }
         at = stop;
+        if (at < end)
+            ls_turn_give(&turn);
     }
     if (done)
         *done = end;

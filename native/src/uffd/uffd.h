@@ -19,6 +19,17 @@
 #define LS_HUGE (2ull << 20)
 #define LS_UFFD_PIECE (64ull << 20)
 
+/*
+ * Work over large ranges takes the target's mmap_lock for each piece. Taking it again at once keeps
+ * out whoever waits for it, for 4 ms and more; so every millisecond it is left alone for a moment.
+ */
+struct ls_turn {
+    uint64_t since_ns;
+};
+void ls_turn_begin(struct ls_turn *turn);
+/* Between two pieces. */
+void ls_turn_give(struct ls_turn *turn);
+
 /* What an errno of a userfaultfd call means; decided in one place, ls_uffd_errno(). */
 enum ls_uffd_class {
     LS_UFFD_AGAIN, /* a trip-wire event waits to be read: read events, then retry */

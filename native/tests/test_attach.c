@@ -62,7 +62,7 @@ static void without_faults(void **opaque)
 
             victim_start(&v, kind, how == LS_ATTACH_DEVICE);
             before = descriptors_of(v.pid);
-            for (unsigned i = 0; i < 5 * rounds(1, 10); i++) {
+            for (unsigned i = 0; i < 5 * rounds(1, 3); i++) {
                 attach_well(&v, how, before);
                 victim_goes_on(&v, 3);
             }
@@ -117,7 +117,7 @@ static void stop_is_kept(void **opaque)
     pid_t sender;
 
     (void)opaque;
-    for (unsigned i = 0; i < 40 * rounds(1, 10); i++) {
+    for (unsigned i = 0; i < 40 * rounds(1, 3); i++) {
         victim_start(&v, VICTIM_PPOLL, 1);
         sender = fork();
         if (sender == 0) {
@@ -178,7 +178,7 @@ static void everywhere(const char *action, bool helper_lives, unsigned kinds)
 {
     if (rounds_are_emulated())
         kinds &= KINDS_EMULATED;
-    for (unsigned i = 0; i < rounds(1, 10) * VICTIM_KINDS * WAYS; i++) {
+    for (unsigned i = 0; i < rounds(1, 3) * VICTIM_KINDS * WAYS; i++) {
         struct scene s = {.way = i % WAYS, .action = action, .helper_lives = helper_lives};
         enum victim_kind kind = i / WAYS % VICTIM_KINDS;
         char *before;

@@ -104,6 +104,21 @@ static unsigned read_faults(struct ls_engine *e, uint64_t *fault, unsigned max)
     return n;
 }
 
+/*
+ * Most of so many are stale: their pages were let go by other threads meanwhile, and who waited has
+ * faulted again. Who still waits is woken, and faults again as well. Returns how many there is room
+ * for now.
+ */
+static unsigned forget_stash(struct ls_fault_thread *t)
+{
+    for (unsigned i = 0; i < t->stashed; i++)
+        (void)ls_uffd_wake(t->engine->uffd, t->stash[i], LS_SMALL);
+    atomic_fetch_sub_explicit(&t->engine->progress->faults_pending, t->stashed,
+                              memory_order_relaxed);
+    t->stashed = 0;
+    return LS_STASH;
+}
+
 void ls_fault_drain(struct ls_fault_thread *t)
 {
     unsigned n;
@@ -111,14 +126,8 @@ void ls_fault_drain(struct ls_fault_thread *t)
     do {
         unsigned room = LS_STASH - t->stashed;
 
-        /* A thread of the target waits for one fault at a time: more than this do not exist. */
-        if (room == 0) {
-            struct ls_error err;
-
-            ls_fail(&err, LS_INTERNAL, "faults", "more than %u threads wait for RAM", LS_STASH);
-            ls_engine_fail(t->engine, &err);
-            return;
-        }
+        if (room == 0)
+            room = forget_stash(t);
         n = read_faults(t->engine, t->stash + t->stashed, room);
         t->stashed += n;
     } while (n == BATCH);

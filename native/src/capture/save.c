@@ -282,6 +282,29 @@ static int copy_proven(struct ls_engine *e, const struct ls_block *b, uint64_t c
     return 0;
 }
 
+/*
+ * Which of the wanted pages are the caller's from now on. A huge page is claimed by its first word:
+ * two threads that shared it would each release a part, and take it apart.
+ */
+static void claim(struct ls_engine *e, const struct ls_block *b, uint64_t chunk,
+                  const struct ls_mask *want, struct ls_mask *mine)
+{
+    bool whole = ls_chunk_is_huge(e, b, chunk), first = true;
+
+    memset(mine, 0, sizeof *mine);
+    for (unsigned i = 0; i < LS_CHUNK_WORDS; i++) {
+        if (!want->word[i])
+            continue;
+        /* acq_rel: exactly one thread gets each bit */
+        mine->word[i] =
+            want->word[i] & ~atomic_fetch_or_explicit(&e->claimed[chunk * LS_CHUNK_WORDS + i],
+                                                      want->word[i], memory_order_acq_rel);
+        if (whole && first && !mine->word[i])
+            return;
+        first = false;
+    }
+}
+
 static int fail(struct ls_engine *e, const struct ls_error *err)
 {
     ls_engine_fail(e, err);
@@ -308,14 +331,9 @@ int ls_save_pages(struct ls_engine *e, struct ls_stager *s, uint64_t chunk,
     /* Room first: a page must not stay claimed while its thread waits for the storage. */
     if (need > 0 && make_room(e, s, need, fault))
         return -1;
-    for (unsigned i = 0; i < LS_CHUNK_WORDS; i++) {
-        uint64_t word = chunk * LS_CHUNK_WORDS + i;
-
-        /* acq_rel: exactly one thread gets each bit */
-        mine.word[i] = want->word[i] & ~atomic_fetch_or_explicit(&e->claimed[word], want->word[i],
-                                                                 memory_order_acq_rel);
-        data.word[i] = mine.word[i] & e->populated[word];
-    }
+    claim(e, b, chunk, want, &mine);
+    for (unsigned i = 0; i < LS_CHUNK_WORDS; i++)
+        data.word[i] = mine.word[i] & e->populated[chunk * LS_CHUNK_WORDS + i];
     count = ls_mask_count(&data);
     saved = ls_mask_count(&mine);
     if (saved == 0)

@@ -21,6 +21,7 @@ ELSEWHERE = {
     "apt-get install -y git make": "the machine has them, or nothing here would run",
     "git clone https://github.com/livesnap/livesnap.qemu livesnap": "fixture checkout",
     "cd livesnap": "fixture checkout",
+    "make bench": "test_bench",
     "make demo": "test_demo",
     "make test": "what runs this",
 }

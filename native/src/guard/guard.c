@@ -15,10 +15,9 @@
 #include "guard/clock.h"
 #include "guard/log.h"
 #include "guard/qmp.h"
-#include "guard/undo.h"
+#include "guard/request.h"
 
 #define REQUEST_MAX 65536
-#define DEADLINE_MAX_MS 3600000
 
 enum state { IDLE, BRACKET, RUNNING, ENDED };
 
@@ -65,58 +64,6 @@ static void complain(const struct life *life, const struct ls_error *err)
                          "reason", err->reason, "message", err->message, "errno", err->sys));
 }
 
-static int take_string(const json_t *request, const char *key, char **value, struct ls_error *err)
-{
-    const char *text = json_string_value(json_object_get(request, key));
-
-    if (!text || !*text)
-        return ls_fail(err, LS_USAGE, "usage", "the start request needs a string '%s'", key);
-    *value = strdup(text);
-    return *value ? 0 : ls_fail_errno(err, LS_INTERNAL, "memory", "no memory");
-}
-
-static int take_number(const json_t *request, const char *key, json_int_t max, json_int_t *value,
-                       struct ls_error *err)
-{
-    const json_t *number = json_object_get(request, key);
-
-    *value = json_integer_value(number);
-    if (!json_is_integer(number) || *value < 0 || *value > max)
-        return ls_fail(err, LS_USAGE, "usage", "the request needs a number '%s' of 0 to %lld", key,
-                       (long long)max);
-    return 0;
-}
-
-static int take_peer(const json_t *request, const char *pid_key, const char *time_key,
-                     struct ls_peer *peer, struct ls_error *err)
-{
-    json_int_t pid, start_time;
-
-    if (take_number(request, pid_key, INT32_MAX, &pid, err) != 0 ||
-        take_number(request, time_key, INT64_MAX, &start_time, err) != 0)
-        return -1;
-    if (ls_peer_open(peer, (pid_t)pid, (uint64_t)start_time, err) != 0)
-        return ls_context(err, "'%s'", pid_key);
-    return 0;
-}
-
-static int take_keeper(struct ls_guard *guard, const json_t *request, struct ls_error *err)
-{
-    json_int_t pid, start_time, uffd, progress;
-
-    if (!json_object_get(request, "keeper") || json_is_null(json_object_get(request, "keeper")))
-        return 0;
-    if (take_number(request, "keeper", INT32_MAX, &pid, err) != 0 ||
-        take_number(request, "keeper_start_time", INT64_MAX, &start_time, err) != 0 ||
-        take_number(request, "keeper_uffd", INT32_MAX, &uffd, err) != 0 ||
-        take_number(request, "keeper_progress", INT32_MAX, &progress, err) != 0 ||
-        ls_watch_open(&guard->keeper, (pid_t)pid, (uint64_t)start_time, (int)uffd, (int)progress,
-                      err) != 0)
-        return -1;
-    guard->has_keeper = true;
-    return 0;
-}
-
 static void never_first_for_oom(void)
 {
     LS_AUTO_CLOSE int fd = open("/proc/self/oom_score_adj", O_WRONLY | O_CLOEXEC);
@@ -125,35 +72,11 @@ static void never_first_for_oom(void)
         ls_log(LOG_WARNING, "cannot set oom_score_adj to -1000: %s", strerror(errno));
 }
 
-static int start(struct ls_guard *guard, const json_t *request, struct ls_error *err)
-{
-    const json_t *agent = json_object_get(request, "agent_socket");
-
-    if (take_string(request, "guest", &guard->guest, err) != 0 ||
-        take_string(request, "id", &guard->id, err) != 0)
-        return -1;
-    ls_log_subject(guard->guest, guard->id);
-    if (take_string(request, "qmp_socket", &guard->qmp_socket, err) != 0 ||
-        take_string(request, "report", &guard->report, err) != 0 ||
-        (agent && !json_is_null(agent) &&
-         take_string(request, "agent_socket", &guard->agent_socket, err) != 0))
-        return -1;
-    if (!json_is_boolean(json_object_get(request, "was_running")))
-        return ls_fail(err, LS_USAGE, "usage",
-                       "the start request needs true or false as "
-                       "'was_running'");
-    guard->was_running = json_is_true(json_object_get(request, "was_running"));
-    if (take_peer(request, "pid", "start_time", &guard->qemu, err) != 0 ||
-        take_peer(request, "owner", "owner_start_time", &guard->owner, err) != 0)
-        return -1;
-    return take_keeper(guard, request, err);
-}
-
 static int bracket(struct life *life, const json_t *request, struct ls_error *err)
 {
     json_int_t deadline, reserve;
 
-    if (take_number(request, "deadline_ms", DEADLINE_MAX_MS, &deadline, err) != 0)
+    if (ls_guard_take_deadline(request, &deadline, err) != 0)
         return -1;
     reserve = deadline / 4 < LS_GUARD_RESERVE_MS ? deadline / 4 : LS_GUARD_RESERVE_MS;
     life->undo_at = ls_now_ms() + deadline - reserve;
@@ -168,7 +91,7 @@ static int obey(struct life *life, const char *what, const json_t *request, stru
         return 0;
     }
     if (strcmp(what, "start") == 0 && !life->started) {
-        if (start(&life->guard, request, err) != 0) {
+        if (ls_guard_take_start(&life->guard, request, err) != 0) {
             end(life, (int)err->cls);
             return -1;
         }

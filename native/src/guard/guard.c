@@ -327,8 +327,7 @@ int ls_guard_run(int in, int out)
     ls_peer_close(&life->guard.qemu);
     if (life->guard.signals >= 0)
         close(life->guard.signals);
-    free(life->guard.qmp_socket);
-    free(life->guard.agent_socket);
+    ls_reach_free(&life->guard.reach);
     free(life->guard.guest);
     free(life->guard.id);
     free(life->guard.report);

@@ -59,18 +59,24 @@ static int take_keeper(struct ls_guard *guard, const json_t *request, struct ls_
     return 0;
 }
 
-int ls_guard_take_start(struct ls_guard *guard, const json_t *request, struct ls_error *err)
+static int take_reach(struct ls_reach *reach, const json_t *request, struct ls_error *err)
 {
     const json_t *agent = json_object_get(request, "agent_socket");
 
+    if (take_string(request, "qmp_socket", &reach->qmp_socket, err) != 0)
+        return -1;
+    reach->freeze = agent && !json_is_null(agent);
+    return reach->freeze ? take_string(request, "agent_socket", &reach->agent_socket, err) : 0;
+}
+
+int ls_guard_take_start(struct ls_guard *guard, const json_t *request, struct ls_error *err)
+{
     if (take_string(request, "guest", &guard->guest, err) != 0 ||
         take_string(request, "id", &guard->id, err) != 0)
         return -1;
     ls_log_subject(guard->guest, guard->id);
-    if (take_string(request, "qmp_socket", &guard->qmp_socket, err) != 0 ||
-        take_string(request, "report", &guard->report, err) != 0 ||
-        (agent && !json_is_null(agent) &&
-         take_string(request, "agent_socket", &guard->agent_socket, err) != 0))
+    if (take_reach(&guard->reach, request, err) != 0 ||
+        take_string(request, "report", &guard->report, err) != 0)
         return -1;
     if (!json_is_boolean(json_object_get(request, "was_running")))
         return ls_fail(err, LS_USAGE, "usage",

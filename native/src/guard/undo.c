@@ -9,14 +9,9 @@
 
 #include "common/cleanup.h"
 #include "common/ksm.h"
-#include "guard/agent.h"
 #include "guard/clock.h"
 #include "guard/log.h"
-#include "guard/qmp.h"
 
-/* Limits of one try, ms. A command that takes longer still takes effect: the next try asks. */
-#define RESUME_MS 3000
-#define THAW_MS 2000
 #define BACKOFF_FIRST_MS 20
 #define BACKOFF_MAX_MS 1000
 #define OWNER_SOCKETS 16
@@ -27,14 +22,14 @@
  */
 static void end_owner(struct ls_guard *guard)
 {
-    const char *const paths[2] = {guard->qmp_socket, guard->agent_socket};
     int sockets[OWNER_SOCKETS];
     struct ls_error err;
     size_t count;
 
     if (ls_peer_ended(&guard->owner))
         return;
-    count = ls_peer_take_sockets(&guard->owner, guard->qemu.pid, paths, sockets, OWNER_SOCKETS);
+    count = ls_reach_take_sockets(&guard->reach, &guard->owner, guard->qemu.pid, sockets,
+                                  OWNER_SOCKETS);
     if (ls_peer_kill(&guard->owner, &err) != 0)
         ls_log(LOG_ERR, "%s", err.message);
     for (size_t i = 0; i < count; i++) {
@@ -89,15 +84,14 @@ static bool was_stopped(const char *status)
 static int resume(struct ls_guard *guard, struct ls_error *err)
 {
     struct ls_outcome *outcome = &guard->outcome;
-    const int64_t until = ls_now_ms() + RESUME_MS;
-    LS_AUTO_QMP struct ls_qmp qmp = {.wire = LS_WIRE_NONE};
+    LS_AUTO_TRY struct ls_try attempt = LS_TRY_NONE;
 
-    if (ls_qmp_open(&qmp, guard->qmp_socket, until, err) != 0 ||
-        ls_qmp_status(&qmp, outcome->status, sizeof outcome->status, until, err) != 0)
+    if (ls_reach_open(&attempt, &guard->reach, err) != 0 ||
+        ls_reach_status(&attempt, outcome->status, sizeof outcome->status, err) != 0)
         return -1;
     if (was_stopped(outcome->status)) {
-        if (ls_qmp_execute(&qmp, "cont", NULL, until, NULL, err) != 0 ||
-            ls_qmp_status(&qmp, outcome->status, sizeof outcome->status, until, err) != 0)
+        if (ls_reach_cont(&attempt, err) != 0 ||
+            ls_reach_status(&attempt, outcome->status, sizeof outcome->status, err) != 0)
             return -1;
         if (was_stopped(outcome->status))
             return ls_fail(err, LS_INTERNAL, "paused", "the guest is '%s' after 'cont'",
@@ -115,7 +109,7 @@ static int thaw(struct ls_guard *guard, struct ls_error *err)
 {
     enum ls_thaw done;
 
-    if (ls_agent_thaw(guard->agent_socket, ls_now_ms() + THAW_MS, &done, err) != 0)
+    if (ls_reach_thaw(&guard->reach, &done, err) != 0)
         return -1;
     if (done == LS_THAW_DONE) {
         guard->outcome.thawed = true;
@@ -130,12 +124,11 @@ static bool is_over(struct ls_guard *guard)
     static const char *const ends[] = {"shutdown", "guest-panicked", "internal-error",
                                        "postmigrate"};
     struct ls_outcome *outcome = &guard->outcome;
-    const int64_t until = ls_now_ms() + RESUME_MS;
-    LS_AUTO_QMP struct ls_qmp qmp = {.wire = LS_WIRE_NONE};
+    LS_AUTO_TRY struct ls_try attempt = LS_TRY_NONE;
     struct ls_error err;
 
-    if (ls_qmp_open(&qmp, guard->qmp_socket, until, &err) != 0 ||
-        ls_qmp_status(&qmp, outcome->status, sizeof outcome->status, until, &err) != 0)
+    if (ls_reach_open(&attempt, &guard->reach, &err) != 0 ||
+        ls_reach_status(&attempt, outcome->status, sizeof outcome->status, &err) != 0)
         return false;
     for (size_t i = 0; i < sizeof ends / sizeof *ends; i++)
         if (strcmp(outcome->status, ends[i]) == 0)
@@ -168,7 +161,7 @@ static void note(struct ls_guard *guard, const char *what, const struct ls_error
 void ls_undo(struct ls_guard *guard, const char *reason)
 {
     bool running = !guard->was_running; /* nothing to resume */
-    bool thawed = running || !guard->agent_socket;
+    bool thawed = running || !guard->reach.freeze;
     bool released = !guard->has_keeper;
     int pause = BACKOFF_FIRST_MS;
 

@@ -6,6 +6,7 @@
 #ifndef LS_GUARD_UNDO_H
 #define LS_GUARD_UNDO_H
 
+#include "guard/reach.h"
 #include "guard/watch.h"
 
 /* What has been achieved, as written to the report. */
@@ -22,8 +23,7 @@ struct ls_outcome {
 };
 
 struct ls_guard {
-    char *qmp_socket;
-    char *agent_socket; /* NULL: the guest is not going to be frozen */
+    struct ls_reach reach;
     char *guest;
     char *id;
     char *report; /* file for the outcome */

@@ -1,0 +1,50 @@
+/* SPDX-License-Identifier: GPL-3.0-or-later */
+#include "guard/reach.h"
+
+#include <stdlib.h>
+
+#include "guard/clock.h"
+
+/* Limits of one try, ms. */
+#define MONITOR_MS 3000
+#define THAW_MS 2000
+
+int ls_reach_open(struct ls_try *attempt, const struct ls_reach *reach, struct ls_error *err)
+{
+    attempt->until = ls_now_ms() + MONITOR_MS;
+    return ls_qmp_open(&attempt->qmp, reach->qmp_socket, attempt->until, err);
+}
+
+int ls_reach_status(struct ls_try *attempt, char *status, size_t size, struct ls_error *err)
+{
+    return ls_qmp_status(&attempt->qmp, status, size, attempt->until, err);
+}
+
+int ls_reach_cont(struct ls_try *attempt, struct ls_error *err)
+{
+    return ls_qmp_execute(&attempt->qmp, "cont", NULL, attempt->until, NULL, err);
+}
+
+void ls_reach_close(struct ls_try *attempt)
+{
+    ls_qmp_close(&attempt->qmp);
+}
+
+int ls_reach_thaw(const struct ls_reach *reach, enum ls_thaw *outcome, struct ls_error *err)
+{
+    return ls_agent_thaw(reach->agent_socket, ls_now_ms() + THAW_MS, outcome, err);
+}
+
+size_t ls_reach_take_sockets(const struct ls_reach *reach, const struct ls_peer *owner, pid_t qemu,
+                             int *fds, size_t room)
+{
+    const char *const paths[2] = {reach->qmp_socket, reach->agent_socket};
+
+    return ls_peer_take_sockets(owner, qemu, paths, fds, room);
+}
+
+void ls_reach_free(struct ls_reach *reach)
+{
+    free(reach->qmp_socket);
+    free(reach->agent_socket);
+}

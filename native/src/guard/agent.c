@@ -8,12 +8,10 @@
 #include "common/cleanup.h"
 #include "guard/qmp.h"
 
-/* Within ls_agent_thaw an agent that knows no freeze commands has this reason. */
-#define NO_COMMAND "no-command"
-
-static int converse(struct ls_wire *wire, const char *command, int64_t until, json_t **result,
+static int converse(void *channel, const char *command, int64_t until, json_t **result,
                     struct ls_error *err)
 {
+    struct ls_wire *wire = channel;
     LS_AUTO_JSON json_t *message = NULL;
     char text[96], *line;
     size_t size;
@@ -32,7 +30,7 @@ static int converse(struct ls_wire *wire, const char *command, int64_t until, js
 
         if (why && strstr(why, "has been disabled"))
             absent = 1;
-        return ls_fail(err, LS_INTERNAL, absent ? NO_COMMAND : "command",
+        return ls_fail(err, LS_INTERNAL, absent ? LS_AGENT_NO_COMMAND : "command",
                        "agent command '%s' failed: %.300s", command,
                        why ? why : "(no description)");
     }
@@ -84,13 +82,13 @@ static int open_agent(struct ls_wire *wire, const char *path, int64_t until, str
     }
 }
 
-static int ask_status(struct ls_wire *wire, char *status, size_t size, int64_t until,
+static int ask_status(ls_agent_ask *ask, void *channel, char *status, size_t size, int64_t until,
                       struct ls_error *err)
 {
     LS_AUTO_JSON json_t *result = NULL;
     const char *word;
 
-    if (converse(wire, "guest-fsfreeze-status", until, &result, err) != 0)
+    if (ask(channel, "guest-fsfreeze-status", until, &result, err) != 0)
         return -1;
     word = json_string_value(result);
     if (!word)
@@ -106,31 +104,43 @@ int ls_agent_status(const char *path, char *status, size_t size, int64_t until,
 
     if (open_agent(&wire, path, until, err) != 0)
         return -1;
-    return ask_status(&wire, status, size, until, err);
+    return ask_status(converse, &wire, status, size, until, err);
+}
+
+static int unless_absent(const struct ls_error *err)
+{
+    return strcmp(err->reason, LS_AGENT_NO_COMMAND) == 0 ? 0 : -1;
+}
+
+int ls_agent_thaw_by(ls_agent_ask *ask, void *channel, int64_t until, enum ls_thaw *outcome,
+                     struct ls_error *err)
+{
+    LS_AUTO_JSON json_t *count = NULL;
+    char status[32];
+
+    *outcome = LS_THAW_NOTHING;
+    if (ask_status(ask, channel, status, sizeof status, until, err) != 0) {
+        if (unless_absent(err) != 0)
+            return -1;
+    } else if (strcmp(status, "thawed") == 0) {
+        return 0;
+    }
+    if (ask(channel, "guest-fsfreeze-thaw", until, &count, err) != 0)
+        return unless_absent(err);
+    *outcome = json_integer_value(count) > 0 ? LS_THAW_DONE : LS_THAW_NOTHING;
+    if (ask_status(ask, channel, status, sizeof status, until, err) != 0)
+        return unless_absent(err);
+    if (strcmp(status, "thawed") != 0)
+        return ls_fail(err, LS_INTERNAL, "frozen", "the guest says '%s' after a thaw", status);
+    *outcome = LS_THAW_DONE;
+    return 0;
 }
 
 int ls_agent_thaw(const char *path, int64_t until, enum ls_thaw *outcome, struct ls_error *err)
 {
     LS_AUTO_WIRE struct ls_wire wire = LS_WIRE_NONE;
-    LS_AUTO_JSON json_t *count = NULL;
-    char status[32];
 
     if (open_agent(&wire, path, until, err) != 0)
         return -1;
-    *outcome = LS_THAW_NOTHING;
-    if (ask_status(&wire, status, sizeof status, until, err) != 0) {
-        if (strcmp(err->reason, NO_COMMAND) != 0)
-            return -1;
-    } else if (strcmp(status, "thawed") == 0) {
-        return 0;
-    }
-    if (converse(&wire, "guest-fsfreeze-thaw", until, &count, err) != 0)
-        return strcmp(err->reason, NO_COMMAND) == 0 ? 0 : -1;
-    *outcome = json_integer_value(count) > 0 ? LS_THAW_DONE : LS_THAW_NOTHING;
-    if (ask_status(&wire, status, sizeof status, until, err) != 0)
-        return strcmp(err->reason, NO_COMMAND) == 0 ? 0 : -1;
-    if (strcmp(status, "thawed") != 0)
-        return ls_fail(err, LS_INTERNAL, "frozen", "the guest says '%s' after a thaw", status);
-    *outcome = LS_THAW_DONE;
-    return 0;
+    return ls_agent_thaw_by(converse, &wire, until, outcome, err);
 }

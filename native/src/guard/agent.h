@@ -22,6 +22,17 @@ enum ls_thaw {
  */
 int ls_agent_thaw(const char *path, int64_t until, enum ls_thaw *outcome, struct ls_error *err);
 
+/* The reason of an agent that does not know a command, or may not run it. */
+#define LS_AGENT_NO_COMMAND "no-command"
+
+/* Runs one command of an agent and gives its "return" value (a new reference). */
+typedef int ls_agent_ask(void *channel, const char *command, int64_t until, json_t **result,
+                         struct ls_error *err);
+
+/* ls_agent_thaw by other means than the agent's socket. */
+int ls_agent_thaw_by(ls_agent_ask *ask, void *channel, int64_t until, enum ls_thaw *outcome,
+                     struct ls_error *err);
+
 /* guest-fsfreeze-status: "thawed" or "frozen" into `status`. For tests and messages. */
 int ls_agent_status(const char *path, char *status, size_t size, int64_t until,
                     struct ls_error *err);

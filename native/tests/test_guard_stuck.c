@@ -1,12 +1,15 @@
 /* SPDX-License-Identifier: GPL-3.0-or-later */
 /*
  * A keeper that hangs in the kernel does not die of SIGKILL and keeps its descriptors: only the
- * guard can free the guest. The hang is real: a write to a frozen file system.
+ * guard can free the guest. Nor does a program that the guard runs. The hang is real: a write to a
+ * frozen file system.
  */
 #include "guard_stage.h"
 
 #include <sys/mount.h>
 #include <sys/stat.h>
+
+#include "guard/run.h"
 
 static pid_t thawer;
 static int thawer_pipe = -1;
@@ -82,9 +85,16 @@ static void freeze(void)
 static int thaw(void **state)
 {
     (void)state;
+    if (thawer_pipe >= 0)
+        run("fsfreeze -u '%s' 2>/dev/null", mount_point); /* it may be thawed already */
+    return 0;
+}
+
+static int thaw_and_clear(void **state)
+{
     if (thawer_pipe >= 0 && run("fsfreeze -u '%s'", mount_point) == 0)
         clear_stage();
-    return 0;
+    return thaw(state);
 }
 
 static void killed_with_one_thread_in_the_kernel(void **state)
@@ -129,11 +139,41 @@ static void alive_with_its_main_thread_in_the_kernel(void **state)
     ls_watch_close(&keeper);
 }
 
+static void programs_that_do_not_die_are_left_and_are_few(void **state)
+{
+    static struct ls_run_result result;
+    char script[192];
+    const char *const argv[] = {"/bin/sh", "-c", script, NULL};
+    struct ls_strays strays = {0};
+    struct ls_error err = {0};
+    int64_t began;
+
+    (void)state;
+    freeze();
+    snprintf(script, sizeof script, "echo x >'%s'", hang_at);
+    began = ls_now_ms();
+    for (int i = 0; i < LS_RUN_STRAYS_MAX; i++) {
+        assert_int_equal(ls_run(argv, &strays, ls_now_ms() + 100, &result, &err), -1);
+        assert_string_equal(err.reason, "timeout");
+    }
+    assert_in_range(ls_now_ms() - began, 100, LS_RUN_STRAYS_MAX * 1000);
+    assert_int_equal(ls_run(argv, &strays, ls_now_ms() + 5000, &result, &err), -1);
+    assert_string_equal(err.reason, "stuck");
+    thaw(NULL);
+    for (began = ls_now_ms(); ls_run(argv, &strays, ls_now_ms() + 5000, &result, &err) != 0;) {
+        if (ls_now_ms() - began > 2000)
+            fail_msg("%s", err.message);
+        ls_sleep_ms(10);
+    }
+    assert_int_equal(result.status, 0);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test_teardown(killed_with_one_thread_in_the_kernel, thaw),
-        cmocka_unit_test_teardown(alive_with_its_main_thread_in_the_kernel, thaw),
+        cmocka_unit_test_teardown(killed_with_one_thread_in_the_kernel, thaw_and_clear),
+        cmocka_unit_test_teardown(alive_with_its_main_thread_in_the_kernel, thaw_and_clear),
+        cmocka_unit_test_teardown(programs_that_do_not_die_are_left_and_are_few, thaw),
     };
     int fd = open_userfaultfd();
 

@@ -39,6 +39,8 @@ int ls_cmd_guard(int argc, char **argv)
     sigaction(SIGPIPE, &ignore, NULL);
     sigaction(SIGHUP, &ignore, NULL);
     sigaction(SIGINT, &ignore, NULL);
+    /* Inherited as ignored it would keep from the guard how its own children end. */
+    signal(SIGCHLD, SIG_DFL);
     if (getsid(0) != getpid() && setsid() < 0)
         ls_log(LOG_WARNING, "cannot start a session: start the guard in one of its own");
     prctl(PR_SET_DUMPABLE, 0);

@@ -159,24 +159,16 @@ wait:
         pause();
 }
 
-/* Guest, guard and owner, at the step where the test begins. */
-static inline void set_scene(struct scene *scene, const struct play *play)
+/* A guard, as a child; returns where it takes requests. */
+static inline int start_guard(struct scene *scene)
 {
-    int requests[2], events[2], ready[2];
-    char status[32], *argv[] = {(char *)(uintptr_t) "guard", NULL};
-    char c;
+    int requests[2], events[2];
+    char *argv[] = {(char *)(uintptr_t) "guard", NULL};
 
-    snprintf(scene->qmp, sizeof scene->qmp, "%s", lab_path("qmp"));
-    snprintf(scene->agent, sizeof scene->agent, "%s", lab_path("agent"));
     snprintf(scene->report, sizeof scene->report, "%s", lab_path("guard.json"));
     unlink(scene->report);
-    unlink(scene->qmp);
-    scene->qemu = start_qemu(scene->qmp);
-    ask(scene->qmp, play->was_paused ? "stop" : NULL, status, sizeof status);
-    assert_string_equal(status, play->was_paused ? "paused" : "running");
     assert_int_equal(pipe2(requests, O_CLOEXEC), 0);
     assert_int_equal(pipe2(events, O_CLOEXEC), 0);
-    assert_int_equal(pipe2(ready, O_CLOEXEC), 0);
     scene->events = events[0];
     scene->guard = lab_fork();
     if (scene->guard == 0) {
@@ -186,10 +178,27 @@ static inline void set_scene(struct scene *scene, const struct play *play)
     }
     close(requests[0]);
     close(events[1]);
+    return requests[1];
+}
+
+/* Guest, guard and owner, at the step where the test begins. */
+static inline void set_scene(struct scene *scene, const struct play *play)
+{
+    int requests, ready[2];
+    char status[32], c;
+
+    snprintf(scene->qmp, sizeof scene->qmp, "%s", lab_path("qmp"));
+    snprintf(scene->agent, sizeof scene->agent, "%s", lab_path("agent"));
+    unlink(scene->qmp);
+    scene->qemu = start_qemu(scene->qmp);
+    ask(scene->qmp, play->was_paused ? "stop" : NULL, status, sizeof status);
+    assert_string_equal(status, play->was_paused ? "paused" : "running");
+    requests = start_guard(scene);
+    assert_int_equal(pipe2(ready, O_CLOEXEC), 0);
     scene->owner = lab_fork();
     if (scene->owner == 0)
-        be_owner(scene, play, requests[1], ready[1]);
-    close(requests[1]);
+        be_owner(scene, play, requests, ready[1]);
+    close(requests);
     close(ready[1]);
     assert_int_equal(read(ready[0], &c, 1), 1);
     close(ready[0]);

@@ -39,10 +39,9 @@ static void end_owner(struct ls_guard *guard)
     if (ls_peer_wait(&guard->owner, ls_now_ms() + 200))
         ls_log(LOG_NOTICE, "killed the owner, process %d", (int)guard->owner.pid);
     else
-        ls_log(LOG_WARNING,
-               "the owner, process %d, does not end on SIGKILL; its connections to "
-               "the guest were shut down",
-               (int)guard->owner.pid);
+        ls_log(LOG_WARNING, "the owner, process %d, does not end on SIGKILL%s",
+               (int)guard->owner.pid,
+               count > 0 ? "; its connections to the guest were shut down" : "");
 }
 
 void ls_undo_release(struct ls_guard *guard)

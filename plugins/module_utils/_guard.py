@@ -42,13 +42,16 @@ _LINE_MAX = 65536
 class GuardConfig:
     """What the guard has to know, by the names of its `start` request.
 
-    `start_time`s are field 22 of /proc/PID/stat (clock ticks). `agent_socket` is None when the
-    guest is not going to be frozen (its agent does not answer, or freeze is never): a guard that
-    has an agent to thaw tries until the agent says that it is thawed. `report` is the file that
-    the guard writes when it undoes something.
+    The guest is reached by its sockets, or through `libvirt`, a dict of "uri", "domain" (its UUID),
+    "virsh" (an absolute path) and "freeze" (bool): then both sockets are None.
+
+    `start_time`s are field 22 of /proc/PID/stat (clock ticks). `agent_socket` is None, or "freeze"
+    False, when the guest is not going to be frozen (its agent does not answer, or freeze is never):
+    a guard that has an agent to thaw tries until the agent says that it is thawed. `report` is the
+    file that the guard writes when it undoes something.
     """
 
-    qmp_socket: str
+    qmp_socket: Optional[str]
     agent_socket: Optional[str]
     pid: int
     start_time: int
@@ -62,10 +65,18 @@ class GuardConfig:
     keeper_start_time: int = 0
     keeper_uffd: int = -1
     keeper_progress: int = -1
+    libvirt: Optional[dict[str, Any]] = None
 
     def request(self) -> dict[str, Any]:
-        """The `start` request. Without a keeper, nothing is said of one."""
+        """The `start` request. Without a keeper, nothing is said of one; nor of the sockets that a
+        guest of libvirt's is not reached by."""
         fields = asdict(self)
+        if self.libvirt is None:
+            del fields["libvirt"]
+        else:
+            for name in ("qmp_socket", "agent_socket"):
+                if fields[name] is None:
+                    del fields[name]
         if self.keeper is None:
             for name in ("keeper_start_time", "keeper_uffd", "keeper_progress"):
                 del fields[name]

@@ -120,6 +120,24 @@ def test_without_a_keeper_nothing_is_said_of_one(make_guard: MakeGuard) -> None:
     assert guard._config.request()["agent_socket"] == "/run/agent"
 
 
+def test_a_guest_of_libvirts_is_reached_through_it_alone(make_guard: MakeGuard) -> None:
+    libvirt = {
+        "uri": "qemu:///system",
+        "domain": "1b4e28ba-2fa1-11d2-883f-0016d3cca427",
+        "virsh": "/usr/bin/virsh",
+        "freeze": True,
+    }
+    request = make_guard(GOOD, qmp_socket=None, libvirt=libvirt)._config.request()
+    assert request["libvirt"] == libvirt
+    assert "qmp_socket" not in request and "agent_socket" not in request
+    assert "libvirt" not in make_guard(GOOD)._config.request()
+
+
+def test_both_ways_to_the_guest_are_left_to_the_guard_to_refuse(make_guard: MakeGuard) -> None:
+    request = make_guard(GOOD, libvirt={})._config.request()
+    assert (request["qmp_socket"], request["libvirt"]) == ("/run/web1.qmp", {})
+
+
 def test_a_refusal_is_told_and_it_is_ended(make_guard: MakeGuard) -> None:
     guard = make_guard(
         "sys.stdin.readline()\n"

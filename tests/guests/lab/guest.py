@@ -11,7 +11,6 @@ import os
 import pwd
 import shutil
 import signal
-import socket
 import subprocess
 import tempfile
 import threading
@@ -21,17 +20,16 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from . import console, disks
+from . import disks
+from .console import BOOT_LIMIT, Console
 from .errors import LabError
-from .images import images, kvm_works
+from .images import kvm_works, put_images
 from .options import SANDBOX, DiskSpec, Options
 from .qmp import QmpClient
 from .reach import Reach
 
 __all__ = ["SANDBOX", "DiskSpec", "Guest", "LabError", "Options"]
 
-# Ten seconds alone on a machine of this kind; others may be busy on it.
-BOOT_LIMIT = 180.0
 PR_SET_PDEATHSIG = 1
 PR_SET_THP_DISABLE = 41
 
@@ -45,7 +43,7 @@ def _prepare(tied: bool, thp: bool) -> None:
         libc.prctl(PR_SET_THP_DISABLE, 1, 0, 0, 0)
 
 
-class Guest(Reach):
+class Guest(Console, Reach):
     """A guest of the given options; keyword arguments are those of Options.
 
     Use it as a context manager, or stop() it.
@@ -60,10 +58,9 @@ class Guest(Reach):
         self.accel = self.options.resolved_accel(self.options.accel == "auto" and kvm_works())
         self.argv = self.options.argv(self.folder, self.uuid, self.accel)
         has_port = self.options.agent != "no port"
-        super().__init__(self.folder / "qmp", self.folder / "agent" if has_port else None)
+        Reach.__init__(self, self.folder / "qmp", self.folder / "agent" if has_port else None)
+        Console.__init__(self, self.folder, len(self.options.disks))
         self.look_path = self.folder / "look"
-        self.serial_path = self.folder / "serial"
-        self.serial_log = self.folder / "serial.log"
         self.log = self.folder / "qemu.log"
         self.disk_paths = [self.folder / f"disk{index}.{spec.format}"
                            for index, spec in enumerate(self.options.disks)]
@@ -75,7 +72,7 @@ class Guest(Reach):
 
     def _make_files(self) -> None:
         self.folder.chmod(0o755)
-        self.link_images()
+        put_images(self.folder)
         for path, spec in zip(self.disk_paths, self.options.disks):
             disks.make(path, spec.mib, spec.format)
         if self.options.user:
@@ -84,12 +81,6 @@ class Guest(Reach):
                 os.chown(path, entry.pw_uid, entry.pw_gid)
                 if path != self.folder:
                     path.chmod(0o600)
-
-    def link_images(self) -> None:
-        """Kernel and initramfs into the folder: the checkout need not be readable for QEMU."""
-        found = images()
-        shutil.copyfile(found.kernel, self.folder / "vmlinuz")
-        shutil.copyfile(found.initrd, self.folder / "initrd.img")
 
     def start(self, wait: bool = True, limit: float = BOOT_LIMIT) -> Guest:
         """Starts QEMU; returns when the witness counts (wait=False: when QMP answers)."""
@@ -119,9 +110,6 @@ class Guest(Reach):
             raise
         return self
 
-    def _log_size(self) -> int:
-        return self.serial_log.stat().st_size if self.serial_log.exists() else 0
-
     def _wait_for_socket(self, limit: float = 20.0) -> None:
         deadline = time.monotonic() + limit
         while not self.qmp_path.exists():
@@ -145,74 +133,6 @@ class Guest(Reach):
     def look(self, timeout: float = 10.0) -> QmpClient:
         """A connection to the second monitor, which nothing but tests uses."""
         return QmpClient(self.look_path, timeout)
-
-    def serial_text(self, since: int = 0) -> str:
-        """What the guest printed from that byte of its log on; all its boots are in it."""
-        if not self.serial_log.exists():
-            return ""
-        with self.serial_log.open("rb") as file:
-            file.seek(since)
-            return file.read().decode(errors="replace")
-
-    def serial_lines(self, since: int = 0) -> list[str]:
-        """The same in lines."""
-        return self.serial_text(since).splitlines()
-
-    def wait_serial(self, text: str, since: int = 0, limit: float = 30.0) -> None:
-        """Returns when the guest has printed that."""
-        deadline = time.monotonic() + limit
-        while text not in self.serial_text(since):
-            self.check_alive()
-            if time.monotonic() > deadline:
-                raise LabError(f"the guest did not print {text!r}:\n"
-                               f"{self.serial_text(since)[-2000:]}")
-            time.sleep(0.05)
-
-    def wait_counting(self, since: int = 0, limit: float = BOOT_LIMIT) -> dict[str, Any]:
-        """The witness' first state, printed after that byte of the log, in which it counts."""
-        deadline = time.monotonic() + limit
-        while True:
-            states = console.states(self.serial_text(since))
-            if states and states[-1]["ready"] and states[-1]["counter"] > 0:
-                if states[-1]["disks"] != len(self.options.disks):
-                    raise LabError(f"the guest did not mount its disks: {states[-1]}")
-                return states[-1]
-            if states and not states[-1]["intact"]:
-                raise LabError(f"the witness found damage: {states[-1]['error']}")
-            self.check_alive()
-            if time.monotonic() > deadline:
-                raise LabError(f"the witness did not count within {limit:g} s:\n"
-                               f"{self.serial_text(since)[-2000:]}")
-            time.sleep(0.05)
-
-    def witness(self, limit: float = 15.0) -> dict[str, Any]:
-        """The witness' next state on the console, which has one each second.
-
-        Needs no agent; works while the guest is frozen, not while it is paused.
-        """
-        since = self._log_size()
-        deadline = time.monotonic() + limit
-        while True:
-            states = console.states(self.serial_text(since))
-            if states:
-                return states[0]
-            self.check_alive()
-            if time.monotonic() > deadline:
-                raise LabError(f"the witness printed nothing for {limit:g} s")
-            time.sleep(0.05)
-
-    def witness_states(self, since: int = 0) -> list[dict[str, Any]]:
-        """All its states from that byte of the log on, oldest first."""
-        return console.states(self.serial_text(since))
-
-    def command(self, line: str, limit: float = 60.0) -> None:
-        """Tells the guest's init on its console: "agent run|none|hung", "hook ok|fail"."""
-        since = self._log_size()
-        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
-            connection.settimeout(limit)
-            connection.connect(str(self.serial_path))
-            connection.sendall(line.encode() + b"\n")
-            self.wait_serial(f"lab {line}", since, limit)
 
     def shut_down(self, limit: float = 10.0) -> None:
         """Ends QEMU, as its `quit` does; files stay, and start() runs the same command again."""

@@ -7,6 +7,7 @@ from __future__ import annotations
 import functools
 import json
 import os
+import shutil
 import subprocess
 import tempfile
 from dataclasses import dataclass
@@ -37,6 +38,13 @@ def images() -> Images:
     if done.returncode:
         raise LabError(f"the test guest could not be built:\n{done.stdout}{done.stderr}")
     return Images(OUT / "vmlinuz", OUT / "initrd.img")
+
+
+def put_images(folder: Path) -> None:
+    """Kernel and initramfs into the folder: the checkout need not be readable for QEMU."""
+    found = images()
+    shutil.copyfile(found.kernel, folder / "vmlinuz")
+    shutil.copyfile(found.initrd, folder / "initrd.img")
 
 
 def _boots_under_kvm() -> bool:

@@ -15,6 +15,7 @@ from .agent import AgentError
 from .disks import image_format
 from .errors import LabError
 from .guest import DiskSpec, Guest
+from .images import put_images
 
 
 class Incoming(Guest):
@@ -36,7 +37,7 @@ class Incoming(Guest):
 
     def _make_files(self) -> None:
         self.folder.chmod(0o755)
-        self.link_images()
+        put_images(self.folder)
         for overlay, image in zip(self.disk_paths, self._images):
             subprocess.run(
                 ["qemu-img", "create", "-q", "-f", "qcow2", "-F", image_format(image), "-b",

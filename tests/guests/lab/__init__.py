@@ -10,7 +10,7 @@ from .images import images, kvm_works
 from .incoming import Incoming
 from .oracle import DiskState, RamState, disk_state, judge, ram_state
 from .qmp import QmpClient, QmpError
-from .reach import Reach
+from .reach import Reach, Witnessed
 
 __all__ = [
     "SANDBOX",
@@ -26,6 +26,7 @@ __all__ = [
     "QmpError",
     "RamState",
     "Reach",
+    "Witnessed",
     "disk_state",
     "images",
     "judge",

@@ -1,6 +1,6 @@
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""A plain client of the guest agent, independent of the collection's own."""
+"""A plain use of the guest agent, independent of the collection's own."""
 
 from __future__ import annotations
 
@@ -11,14 +11,55 @@ import random
 import socket
 import time
 from types import TracebackType
-from typing import Any
+from typing import Any, Self
 
 
 class AgentError(Exception):
     """The agent refused a command or did not answer in time."""
 
 
-class AgentClient:
+class Agent:
+    """What can be asked of a guest agent, however it is reached."""
+
+    def execute(self, command: str, timeout: float | None = None, **arguments: Any) -> Any:
+        """The command's return value; AgentError if the agent refused it or did not answer."""
+        raise NotImplementedError
+
+    def freeze_status(self) -> str:
+        """frozen or thawed."""
+        return str(self.execute("guest-fsfreeze-status"))
+
+    def run(self, *argv: str, timeout: float = 20.0) -> str:
+        """What a program in the guest prints; AgentError if it fails."""
+        started = self.execute("guest-exec", path=argv[0], arg=list(argv[1:]),
+                               **{"capture-output": True})
+        deadline = time.monotonic() + timeout
+        while True:
+            state = self.execute("guest-exec-status", pid=started["pid"])
+            if state["exited"]:
+                break
+            if time.monotonic() > deadline:
+                raise AgentError(f"{' '.join(argv)} did not end within {timeout:g} s")
+            time.sleep(0.05)
+        output = base64.b64decode(state.get("out-data", "")).decode(errors="replace")
+        if state.get("exitcode") != 0:
+            errors = base64.b64decode(state.get("err-data", "")).decode(errors="replace")
+            code = state.get("exitcode")
+            raise AgentError(f"{' '.join(argv)} ended with {code}: {output}{errors}")
+        return output
+
+    def close(self) -> None:
+        """Ends the conversation, if there is one."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, value: BaseException | None,
+                 trace: TracebackType | None) -> None:
+        self.close()
+
+
+class AgentClient(Agent):
     """One conversation with a guest agent. Its socket serves one client at a time."""
 
     def __init__(self, path: str | os.PathLike[str], timeout: float = 10.0) -> None:
@@ -69,43 +110,11 @@ class AgentClient:
                 continue
 
     def execute(self, command: str, timeout: float | None = None, **arguments: Any) -> Any:
-        """The command's return value."""
         self._send(command, arguments)
         answer = json.loads(self._line(time.monotonic() + (timeout or self._timeout)))
         if "error" in answer:
             raise AgentError(f"{command}: {answer['error'].get('desc')}")
         return answer.get("return")
 
-    def freeze_status(self) -> str:
-        """frozen or thawed."""
-        return str(self.execute("guest-fsfreeze-status"))
-
-    def run(self, *argv: str, timeout: float = 20.0) -> str:
-        """What a program in the guest prints; AgentError if it fails."""
-        started = self.execute("guest-exec", path=argv[0], arg=list(argv[1:]),
-                               **{"capture-output": True})
-        deadline = time.monotonic() + timeout
-        while True:
-            state = self.execute("guest-exec-status", pid=started["pid"])
-            if state["exited"]:
-                break
-            if time.monotonic() > deadline:
-                raise AgentError(f"{' '.join(argv)} did not end within {timeout:g} s")
-            time.sleep(0.05)
-        output = base64.b64decode(state.get("out-data", "")).decode(errors="replace")
-        if state.get("exitcode") != 0:
-            errors = base64.b64decode(state.get("err-data", "")).decode(errors="replace")
-            code = state.get("exitcode")
-            raise AgentError(f"{' '.join(argv)} ended with {code}: {output}{errors}")
-        return output
-
     def close(self) -> None:
-        """Ends the conversation."""
         self._socket.close()
-
-    def __enter__(self) -> AgentClient:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, value: BaseException | None,
-                 trace: TracebackType | None) -> None:
-        self.close()

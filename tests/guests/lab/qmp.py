@@ -7,7 +7,7 @@ from __future__ import annotations
 import asyncio
 import os
 from types import TracebackType
-from typing import Any
+from typing import Any, Self
 
 from qemu.qmp import ConnectError, ExecuteError, QMPClient
 from qemu.qmp.events import EventListener
@@ -23,7 +23,36 @@ class QmpError(Exception):
         self.desc = desc
 
 
-class QmpClient:
+class Monitor:
+    """What can be asked of QEMU's monitor, however it is reached."""
+
+    def execute(self, command: str, arguments: dict[str, Any] | None = None,
+                timeout: float | None = None) -> Any:
+        """The command's return value; QmpError if QEMU refused it."""
+        raise NotImplementedError
+
+    def hmp(self, line: str) -> str:
+        """The text that a command of the human monitor prints."""
+        text = self.execute("human-monitor-command", {"command-line": line})
+        assert isinstance(text, str)
+        return text
+
+    def status(self) -> str:
+        """running, paused, inmigrate, ..."""
+        return str(self.execute("query-status")["status"])
+
+    def close(self) -> None:
+        """Ends the connection, if there is one; never fails."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, value: BaseException | None,
+                 trace: TracebackType | None) -> None:
+        self.close()
+
+
+class QmpClient(Monitor):
     """One connection to a QMP socket, which serves one client at a time: hold it briefly."""
 
     def __init__(self, path: str | os.PathLike[str], timeout: float = 10.0) -> None:
@@ -60,16 +89,6 @@ class QmpClient:
         except ExecuteError as error:
             raise QmpError(error.error_class, str(error)) from error
 
-    def hmp(self, line: str) -> str:
-        """The text that a command of the human monitor prints."""
-        text = self.execute("human-monitor-command", {"command-line": line})
-        assert isinstance(text, str)
-        return text
-
-    def status(self) -> str:
-        """running, paused, inmigrate, ..."""
-        return str(self.execute("query-status")["status"])
-
     def events(self) -> list[dict[str, Any]]:
         """All events since the connection was made, in order."""
         self._run(asyncio.sleep(0))
@@ -91,7 +110,6 @@ class QmpClient:
         return found
 
     def close(self) -> None:
-        """Ends the connection; never fails."""
         if self._loop.is_closed():
             return
         try:
@@ -99,10 +117,3 @@ class QmpClient:
         except Exception:  # noqa: BLE001, S110 - the guest may be gone already
             pass
         self._loop.close()
-
-    def __enter__(self) -> QmpClient:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, value: BaseException | None,
-                 trace: TracebackType | None) -> None:
-        self.close()

@@ -11,29 +11,21 @@ from typing import Any
 
 from qemu.qmp import ConnectError
 
-from .agent import AgentClient, AgentError
+from .agent import Agent, AgentClient, AgentError
 from .errors import LabError
-from .qmp import QmpClient
+from .qmp import Monitor, QmpClient
 
 
-class Reach:
-    """A guest by its sockets."""
+class Witnessed:
+    """A guest by its monitor and its agent, whatever leads to them."""
 
-    def __init__(self, qmp_path: Path, agent_path: Path | None = None,
-                 pid: int | None = None) -> None:
-        self.qmp_path = qmp_path
-        self.agent_path = agent_path
-        self.pid = pid
+    def qmp(self, timeout: float = 10.0) -> Monitor:
+        """Its monitor, to be closed soon."""
+        raise NotImplementedError
 
-    def qmp(self, timeout: float = 10.0) -> QmpClient:
-        """A connection to its QMP socket, to be closed soon."""
-        return QmpClient(self.qmp_path, timeout)
-
-    def agent(self, timeout: float = 10.0) -> AgentClient:
-        """A conversation with its agent, to be closed soon."""
-        if self.agent_path is None:
-            raise LabError("this guest has no agent socket")
-        return AgentClient(self.agent_path, timeout)
+    def agent(self, timeout: float = 10.0) -> Agent:
+        """A conversation with its agent, to be closed soon; AgentError if it does not answer."""
+        raise NotImplementedError
 
     def wait_status(self, wanted: str, limit: float = 60.0) -> None:
         """Returns when QEMU is there and query-status says that."""
@@ -103,3 +95,21 @@ class Reach:
         with self.agent() as agent:
             text = agent.run("/bin/devices")
         return dict(line.split("=", 1) for line in text.split())
+
+
+class Reach(Witnessed):
+    """A guest by its sockets."""
+
+    def __init__(self, qmp_path: Path, agent_path: Path | None = None,
+                 pid: int | None = None) -> None:
+        self.qmp_path = qmp_path
+        self.agent_path = agent_path
+        self.pid = pid
+
+    def qmp(self, timeout: float = 10.0) -> QmpClient:
+        return QmpClient(self.qmp_path, timeout)
+
+    def agent(self, timeout: float = 10.0) -> AgentClient:
+        if self.agent_path is None:
+            raise LabError("this guest has no agent socket")
+        return AgentClient(self.agent_path, timeout)

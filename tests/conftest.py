@@ -1,6 +1,6 @@
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Makes the checkout importable as ansible_collections.livesnap.qemu; sizes of loops."""
+"""Makes the checkout importable as ansible_collections.livesnap.qemu, and libvirt; loop sizes."""
 
 from __future__ import annotations
 
@@ -13,9 +13,10 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
-from layout import COLLECTIONS, REPO, link_collection
+from layout import COLLECTIONS, REPO, link_collection, reach_libvirt
 
 link_collection()
+reach_libvirt()
 for entry in (str(REPO / "tests" / "guests"), str(REPO), str(COLLECTIONS)):
     if entry not in sys.path:
         sys.path.insert(0, entry)

@@ -1,10 +1,12 @@
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Where the checkout is, and the tree in which it is found as a collection."""
+"""Where the checkout is, the tree in which it is found as a collection, and what tests import."""
 
 from __future__ import annotations
 
+import importlib.util
 import os
+import sys
 from pathlib import Path
 
 REPO = Path(__file__).resolve().parent.parent
@@ -20,3 +22,14 @@ def link_collection() -> None:
     fresh = link.with_name(f"qemu.{os.getpid()}")
     fresh.symlink_to(REPO)
     fresh.replace(link)
+
+
+def reach_libvirt() -> None:
+    """Makes the distribution's python3-libvirt importable, if nothing else brings a libvirt.
+
+    The package is built for the libvirt that is installed; pip would have to compile one, for
+    which nothing else needs the headers. Its folder has much more in it: last in the path, it
+    replaces nothing of the virtual environment, and pytest has found its plugins before.
+    """
+    if importlib.util.find_spec("libvirt") is None:
+        sys.path.append("/usr/lib/python3/dist-packages")

@@ -8,6 +8,7 @@ from .agent import AgentClient, AgentError
 from .guest import SANDBOX, DiskSpec, Guest, LabError, Options
 from .images import images, kvm_works
 from .incoming import Incoming
+from .libvirtd import Libvirtd
 from .oracle import DiskState, RamState, disk_state, judge, ram_state
 from .qmp import QmpClient, QmpError
 from .reach import Reach, Witnessed
@@ -21,6 +22,7 @@ __all__ = [
     "Guest",
     "Incoming",
     "LabError",
+    "Libvirtd",
     "Options",
     "QmpClient",
     "QmpError",

@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 from .agent import AgentClient, AgentError
+from .domain import Domain
 from .guest import SANDBOX, DiskSpec, Guest, LabError, Options
 from .images import images, kvm_works
 from .incoming import Incoming
@@ -19,6 +20,7 @@ __all__ = [
     "AgentError",
     "DiskSpec",
     "DiskState",
+    "Domain",
     "Guest",
     "Incoming",
     "LabError",

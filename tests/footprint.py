@@ -74,6 +74,8 @@ def take() -> dict[str, set[str]]:
         "/usr/local": _tree("/usr/local"),
         "/var/lib/livesnap": _tree("/var/lib/livesnap"),
         "/dev/shm": _tree("/dev/shm"),
+        # The tests' libvirtd has its own.
+        "libvirt": _tree("/etc/libvirt") | _tree("/var/lib/libvirt") | _tree("/run/libvirt"),
         "KSM": _ksm(),
     }
 

@@ -21,7 +21,7 @@ for entry in (Path(__file__).parent, Path(__file__).parents[1]):
 
 import footprint  # noqa: E402
 from ksm import Ksm, borrowed  # noqa: E402
-from lab import Guest  # noqa: E402
+from lab import Domain, Guest, Libvirtd  # noqa: E402
 from taking import TestStore  # noqa: E402
 
 
@@ -73,6 +73,33 @@ def guest() -> Iterator[Guest]:
     """A plain guest for a whole module; its tests leave it running, thawed and with its agent."""
     with Guest() as running:
         yield running
+
+
+@pytest.fixture(scope="session")
+def libvirtd() -> Iterator[Libvirtd]:
+    """A libvirtd of the tests' own, for the whole session."""
+    if os.geteuid() != 0:
+        pytest.skip("needs root")
+    with Libvirtd() as running:
+        yield running
+
+
+@pytest.fixture
+def make_domain(libvirtd: Libvirtd) -> Iterator[Callable[..., Domain]]:
+    """make_domain(**options): a running domain that is undefined after the test."""
+    domains: list[Domain] = []
+
+    def make(**options: Any) -> Domain:
+        domain = Domain(libvirtd, **options)
+        domains.append(domain)
+        return domain.start()
+
+    yield make
+    # A test may end libvirtd, and fail before it is back.
+    if not libvirtd.alive:
+        libvirtd.start()
+    for domain in domains:
+        domain.stop()
 
 
 @pytest.fixture

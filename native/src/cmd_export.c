@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: GPL-3.0-or-later */
-/* `livesnap-helper export`: a migration stream for stock QEMU, or the blocks as plain files. */
+/* `livesnap-helper export`: for stock QEMU, for libvirt, or the blocks as plain files. */
 #include <errno.h>
 #include <fcntl.h>
 #include <getopt.h>
@@ -18,7 +18,10 @@
 
 struct request {
     bool raw;
+    bool libvirt;
+    bool paused;
     bool main_pages;
+    const char *xml;     /* NULL: beside the image */
     const char *devices; /* NULL: beside the image */
     const char *source;
     const char *output;
@@ -26,10 +29,10 @@ struct request {
 
 static int parse(int argc, char **argv, struct request *r, struct ls_error *err)
 {
-    static const struct option options[] = {{"format", required_argument, NULL, 'f'},
-                                            {"pages", required_argument, NULL, 'p'},
-                                            {"devices", required_argument, NULL, 'd'},
-                                            {0}};
+    static const struct option options[] = {
+        {"format", required_argument, NULL, 'f'},  {"pages", required_argument, NULL, 'p'},
+        {"devices", required_argument, NULL, 'd'}, {"xml", required_argument, NULL, 'x'},
+        {"paused", no_argument, NULL, 's'},        {0}};
     const char *format = NULL, *pages = NULL;
     int c;
 
@@ -41,6 +44,10 @@ static int parse(int argc, char **argv, struct request *r, struct ls_error *err)
             pages = optarg;
         else if (c == 'd')
             r->devices = optarg;
+        else if (c == 'x')
+            r->xml = optarg;
+        else if (c == 's')
+            r->paused = true;
         else
             goto usage;
     }
@@ -49,9 +56,15 @@ static int parse(int argc, char **argv, struct request *r, struct ls_error *err)
     r->source = argv[optind];
     r->output = argv[optind + 1];
     r->raw = strcmp(format, "raw") == 0;
+    r->libvirt = strcmp(format, "libvirt") == 0;
     r->main_pages = !pages || strcmp(pages, "all") == 0;
-    if (!r->raw && strcmp(format, "qemu") != 0)
-        return ls_fail(err, LS_USAGE, "usage", "format '%s' is not known; use qemu or raw", format);
+    if (!r->raw && !r->libvirt && strcmp(format, "qemu") != 0)
+        return ls_fail(err, LS_USAGE, "usage", "format '%s' is not known; use qemu, libvirt or raw",
+                       format);
+    if (!r->libvirt && (r->xml || r->paused))
+        return ls_fail(err, LS_USAGE, "usage", "only format libvirt has an XML and may be paused");
+    if (r->libvirt && !r->main_pages)
+        return ls_fail(err, LS_USAGE, "usage", "format libvirt has all pages");
     if (!r->main_pages && strcmp(pages, "none") != 0)
         return ls_fail(err, LS_USAGE, "usage", "pages '%s' is not known; use all or none", pages);
     if (r->raw && (pages || r->devices || strcmp(r->output, "-") == 0))
@@ -61,8 +74,9 @@ static int parse(int argc, char **argv, struct request *r, struct ls_error *err)
 usage:
     return ls_fail(err, LS_USAGE, "usage",
                    "usage: livesnap-helper export --format qemu [--pages all|none] "
-                   "[--devices FILE] IMAGE|SNAPSHOT_DIR OUTPUT|-, or --format raw "
-                   "IMAGE|SNAPSHOT_DIR FOLDER");
+                   "[--devices FILE] IMAGE|SNAPSHOT_DIR OUTPUT|-, or --format libvirt "
+                   "[--xml FILE] [--paused] [--devices FILE] IMAGE|SNAPSHOT_DIR OUTPUT|-, or "
+                   "--format raw IMAGE|SNAPSHOT_DIR FOLDER");
 }
 
 /* A FIFO, device or socket: written to as it is, since a rename would replace it. */
@@ -89,6 +103,21 @@ static int sync_folder(const char *path, struct ls_error *err)
     return 0;
 }
 
+static int write_all(struct ls_image *image, const struct ls_devices *devices,
+                     const struct request *r, int fd, struct ls_meter *meter, struct ls_error *err)
+{
+    if (r->libvirt) {
+        LS_AUTO_FREE char *xml = r->xml ? strdup(r->xml) : ls_source_domain(r->source);
+
+        if (!xml)
+            return ls_fail(err, LS_INTERNAL, "memory", "no memory to export");
+        if (ls_libvirt_header_write(xml, !r->paused, fd, err))
+            return -1;
+    }
+    return ls_stream_write(image, devices, r->main_pages, fd, meter ? ls_meter_progress : NULL,
+                           meter, err);
+}
+
 static int stream_to_file(struct ls_image *image, const struct ls_devices *devices,
                           const struct request *r, struct ls_meter *meter, struct ls_error *err)
 {
@@ -100,14 +129,14 @@ static int stream_to_file(struct ls_image *image, const struct ls_devices *devic
         fd = open(r->output, O_WRONLY | O_CLOEXEC);
         if (fd < 0)
             return ls_fail_errno(err, LS_STORAGE, "open", "cannot open '%s'", r->output);
-        return ls_stream_write(image, devices, r->main_pages, fd, ls_meter_progress, meter, err);
+        return write_all(image, devices, r, fd, meter, err);
     }
     if (asprintf(&part, "%s.XXXXXX", r->output) < 0)
         return ls_fail(err, LS_INTERNAL, "memory", "no memory to export");
     fd = mkostemp(part, O_CLOEXEC); /* mode 0600: there are keys in RAM */
     if (fd < 0)
         return ls_fail_errno(err, LS_STORAGE, "create", "cannot create '%s'", part);
-    ret = ls_stream_write(image, devices, r->main_pages, fd, ls_meter_progress, meter, err);
+    ret = write_all(image, devices, r, fd, meter, err);
     if (!ret && (fsync(fd) || rename(part, r->output)))
         ret = ls_fail_errno(err, LS_STORAGE, "write", "cannot write '%s'", r->output);
     if (ret) {
@@ -129,7 +158,7 @@ static int export_stream(struct ls_image *image, const struct request *r, struct
     if (ls_devices_load(beside, &devices, err))
         return -1;
     if (strcmp(r->output, "-") == 0)
-        ret = ls_stream_write(image, &devices, r->main_pages, STDOUT_FILENO, NULL, NULL, err);
+        ret = write_all(image, &devices, r, STDOUT_FILENO, NULL, err);
     else
         ret = stream_to_file(image, &devices, r, meter, err);
     ls_devices_free(&devices);

@@ -210,6 +210,52 @@ static void test_stream(void **state)
     }
 }
 
+static void check_header(const char *xml, bool running, const char *reason)
+{
+    char *file = in_dir(dir, "domain.xml"), *to = in_dir(dir, "save");
+    int fd = open(to, O_RDWR | O_CREAT | O_TRUNC, 0600);
+    struct ls_error err = {0};
+    uint8_t *save;
+    uint32_t number[4];
+    size_t length;
+
+    write_file(file, xml, strlen(xml));
+    assert_int_equal(ls_libvirt_header_write(file, running, fd, &err), reason ? -1 : 0);
+    save = read_all(fd, &length);
+    if (reason) {
+        assert_string_equal(err.reason, reason);
+        assert_int_equal(length, 0);
+    } else {
+        assert_int_equal(length, 92 + strlen(xml) + 1);
+        assert_memory_equal(save, "LibvirtQemudSave", 16);
+        memcpy(number, save + 16, sizeof number);
+        assert_int_equal(number[0], 2);
+        assert_int_equal(number[1], strlen(xml) + 1);
+        assert_int_equal(number[2], running);
+        assert_int_equal(number[3], 0);
+        assert_memory_equal(save + 92, xml, strlen(xml) + 1);
+    }
+    free(save);
+    close(fd);
+    unlink(file);
+    unlink(to);
+    free(file);
+    free(to);
+}
+
+static void test_libvirt_header(void **state)
+{
+    struct ls_error err = {0};
+
+    (void)state;
+    check_header("<domain type='qemu'/>", true, NULL);
+    check_header("<domain type='qemu'/>", false, NULL);
+    check_header("", true, "xml");
+    check_header("no XML", true, "xml");
+    assert_int_equal(ls_libvirt_header_write("/nonexistent", true, 1, &err), -1);
+    assert_string_equal(err.reason, "open");
+}
+
 static void test_needs_machine(void **state)
 {
     struct guest *g = guest_new(40, GUEST_BLOCKS, LS_CODEC_LZ4);
@@ -361,9 +407,13 @@ static void test_raw_names(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_stream),        cmocka_unit_test(test_needs_machine),
-        cmocka_unit_test(test_broken_output), cmocka_unit_test(test_bad_devices),
-        cmocka_unit_test(test_raw),           cmocka_unit_test(test_raw_names),
+        cmocka_unit_test(test_stream),
+        cmocka_unit_test(test_needs_machine),
+        cmocka_unit_test(test_broken_output),
+        cmocka_unit_test(test_bad_devices),
+        cmocka_unit_test(test_raw),
+        cmocka_unit_test(test_raw_names),
+        cmocka_unit_test(test_libvirt_header),
     };
 
     return cmocka_run_group_tests(tests, make_dir, remove_dir);

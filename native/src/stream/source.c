@@ -27,17 +27,27 @@ int ls_source_open(const char *path, struct ls_image **image, struct ls_error *e
     return ls_image_open(inside, image, err);
 }
 
-char *ls_source_devices(const char *path)
+static char *beside(const char *path, const char *name)
 {
     const char *slash = strrchr(path, '/');
-    char *devices;
+    char *found;
     int ret;
 
     if (is_folder(path))
-        ret = asprintf(&devices, "%s/devices", path);
+        ret = asprintf(&found, "%s/%s", path, name);
     else
-        ret = asprintf(&devices, "%.*sdevices", slash ? (int)(slash - path + 1) : 0, path);
-    return ret < 0 ? NULL : devices;
+        ret = asprintf(&found, "%.*s%s", slash ? (int)(slash - path + 1) : 0, path, name);
+    return ret < 0 ? NULL : found;
+}
+
+char *ls_source_devices(const char *path)
+{
+    return beside(path, "devices");
+}
+
+char *ls_source_domain(const char *path)
+{
+    return beside(path, "domain.xml");
 }
 
 int ls_source_number(const char *option, const char *text, uint64_t *value, struct ls_error *err)

@@ -36,6 +36,13 @@ void ls_devices_free(struct ls_devices *devices);
 int ls_stream_write(struct ls_image *image, const struct ls_devices *devices, bool main_pages,
                     int fd, ls_image_progress_fn progress, void *opaque, struct ls_error *err);
 
+/*
+ * What libvirt's save files have in front of that stream: its header, and the domain's XML from a
+ * file. `running`: whether the domain is to run when it was restored. LS_TORN if the file is no XML
+ * of a domain (its first bytes tell; libvirt judges the rest).
+ */
+int ls_libvirt_header_write(const char *path, bool running, int fd, struct ls_error *err);
+
 /* Name of the file that ls_raw_write makes of a block: its id, bytes but [A-Za-z0-9._@:+-] and a
  * leading dot as %XX. `name` has room for 3 * LS_IMAGE_NAME bytes. */
 void ls_raw_name(const char *block, char *name);

@@ -20,9 +20,13 @@ VENV_PYTHON = "/usr/local/lib/livesnap/venv/bin/python"
 
 #: What is imported -> what pip calls it.
 PACKAGES = {"qemu.qmp": "qemu.qmp", "jmespath": "jmespath"}
+#: The distribution's, of the hypervisor's own libvirt: asked for only where a guest is libvirt's.
+LIBVIRT_HINT = "install python3-libvirt on the hypervisor, and run playbooks/host.yml"
 
 qmp_package: Any = None
 jmespath: Any = None
+libvirt: Any = None
+libvirt_qemu: Any = None
 _failures: dict[str, str] = {}
 
 try:
@@ -39,25 +43,35 @@ try:
 except ImportError:
     _failures["jmespath"] = traceback.format_exc()
 
+try:
+    libvirt = importlib.import_module("libvirt")
+    libvirt_qemu = importlib.import_module("libvirt_qemu")
+except ImportError:
+    libvirt = libvirt_qemu = None
+
 
 def missing(*names: str) -> list[str]:
     """Those of the packages (all of them when none is named) that this interpreter lacks."""
     return [name for name in names or tuple(PACKAGES) if name in _failures]
 
 
-def ensure(module: Any, *names: str) -> None:
+def ensure(module: Any, *names: str, libvirt_too: bool = False) -> None:
     """Return when the packages are there; else respawn the module under VENV_PYTHON, or fail_json.
 
     Call it right after the AnsibleModule was made. On the way to VENV_PYTHON it does not return.
+    With `libvirt_too` a lack of libvirt is a reason to move there, but none to fail: who needs it
+    says so.
     """
     lacking = missing(*names)
-    if not lacking:
+    if not lacking and (libvirt is not None or not libvirt_too):
         return
     from ansible.module_utils.basic import missing_required_lib
     from ansible.module_utils.common.respawn import has_respawned, respawn_module
 
     if not has_respawned() and os.access(VENV_PYTHON, os.X_OK) and sys.executable != VENV_PYTHON:
         respawn_module(VENV_PYTHON)
+    if not lacking:
+        return
     module.fail_json(
         msg="; ".join(missing_required_lib(PACKAGES[name]) for name in lacking)
         + f"; run playbooks/host.yml, which prepares this hypervisor with '{VENV_PYTHON}'",

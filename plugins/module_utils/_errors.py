@@ -9,7 +9,8 @@ LivesnapError
  |    +-- QmpConnectError    no conversation came about; `kind` says why
  |    +-- QmpCommandError    QEMU understood and said no
  |    +-- QmpTimeout         no reply within the limit: what happened is unknown
- |    +-- QmpDisconnected    QEMU went away, or closed the connection
+ |    +-- QmpDisconnected    QEMU (or libvirtd) went away, or closed the connection
+ |    +-- LibvirtError       libvirt said no
  +-- AgentError
  |    +-- AgentAbsent        no socket, or nobody listens on it
  |    +-- AgentHung          QEMU takes the connection, nobody in the guest answers
@@ -88,6 +89,14 @@ class QmpTimeout(QmpError):
 
 class QmpDisconnected(QmpError):
     """The connection ended while it was needed. Whether the last command took effect is unknown."""
+
+
+class LibvirtError(QmpError):
+    """libvirt answered a call with an error: `code` is its VIR_ERR_*."""
+
+    def __init__(self, msg: str, hint: str = "", code: int = 0) -> None:
+        super().__init__(msg, hint)
+        self.code = code
 
 
 class AgentError(LivesnapError):

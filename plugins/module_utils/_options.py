@@ -66,6 +66,7 @@ SNAPSHOT: tuple[Option, ...] = (
     STORE,
     Option("qmp_socket", "path"),
     Option("agent_socket", "path"),
+    Option("uri", "str", "qemu:///system"),
     Option("memory", "bool", True),
     Option("engine", "str", "auto", ("auto", "uffd")),
     Option("disk_scheme", "str", "auto", ("auto", "backup")),

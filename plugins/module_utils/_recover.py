@@ -20,8 +20,9 @@ from typing import Any, Optional
 from ansible_collections.livesnap.qemu.plugins.module_utils import _guard
 from ansible_collections.livesnap.qemu.plugins.module_utils._capture.uffd import kill
 from ansible_collections.livesnap.qemu.plugins.module_utils._clone import standing
-from ansible_collections.livesnap.qemu.plugins.module_utils._connection.qmp import Qmp
+from ansible_collections.livesnap.qemu.plugins.module_utils._connection.domain import Domain
 from ansible_collections.livesnap.qemu.plugins.module_utils._disks import leftovers
+from ansible_collections.livesnap.qemu.plugins.module_utils._disks.domain_jobs import end_backup
 from ansible_collections.livesnap.qemu.plugins.module_utils._errors import (
     AgentError,
     LivesnapError,
@@ -29,7 +30,10 @@ from ansible_collections.livesnap.qemu.plugins.module_utils._errors import (
     TimedOutError,
 )
 from ansible_collections.livesnap.qemu.plugins.module_utils._guest import process
-from ansible_collections.livesnap.qemu.plugins.module_utils._guest.agent import Agent
+from ansible_collections.livesnap.qemu.plugins.module_utils._guest.address import (
+    Address,
+    address_of,
+)
 from ansible_collections.livesnap.qemu.plugins.module_utils._helper import run_once
 from ansible_collections.livesnap.qemu.plugins.module_utils._store import listing, rundir
 from ansible_collections.livesnap.qemu.plugins.module_utils._store.layout import Store
@@ -148,10 +152,11 @@ def undo_run(run: rundir.RunDir, owner: dict[str, Any]) -> list[str]:
             int(about.get("pid") or 0), int(about.get("start_time") or 0)
         ):
             said.append(f"ended the {role} of {what}")
-    if alive and owner.get("qmp_socket"):
-        said += _undo_in_qemu(owner, pid, steps, what)
-    if alive and owner.get("agent_socket") and "freeze" in steps:
-        said += _thaw(owner, what)
+    address = address_of(owner)
+    if alive and address is not None:
+        said += _undo_in_qemu(address, owner, pid, steps, what)
+    if alive and address is not None and owner.get("freeze") and "freeze" in steps:
+        said += _thaw(address, what)
     # Only now that the guest is thawed; and before anybody freezes it again, because a guard that
     # still tries would thaw that.
     _end_guard(run)
@@ -204,19 +209,24 @@ def _is_guard(pid: int) -> bool:
         return False
 
 
-def _undo_in_qemu(owner: dict[str, Any], pid: int, steps: list[str], what: str) -> list[str]:
+def _undo_in_qemu(
+    address: Address, owner: dict[str, Any], pid: int, steps: list[str], what: str
+) -> list[str]:
     """Jobs, nodes and descriptors of ours, and a pause of ours."""
     said = []
     prefix = leftovers.prefix_of(str(owner.get("id", "")))
-    with Qmp.connect(str(owner["qmp_socket"])) as qmp:
+    with address.connect() as qmp:
         if qmp.peer_pid != pid:
             return []
         # The pause first: a guest that stands still hurts most.
         if "stop" in steps and "thaw" not in steps and owner.get("was_running"):
             status = qmp.execute("query-status")
             if not status["running"] and status["status"] in ("paused", "prelaunch"):
-                qmp.execute("cont")
+                qmp.cont()
                 said.append(f"resumed the guest, which {what} had paused")
+        folder = _partial(owner)
+        if isinstance(qmp, Domain) and folder is not None and end_backup(qmp, folder):
+            said.append(f"ended the backup job of {what}")
         removed = leftovers.remove(qmp, prefix)
         if removed:
             said.append(f"removed from QEMU what {what} left: " + ", ".join(removed))
@@ -225,10 +235,10 @@ def _undo_in_qemu(owner: dict[str, Any], pid: int, steps: list[str], what: str) 
     return said
 
 
-def _thaw(owner: dict[str, Any], what: str) -> list[str]:
+def _thaw(address: Address, what: str) -> list[str]:
     """A freeze of ours that may still hold."""
     try:
-        with Agent.connect(str(owner["agent_socket"]), 5.0) as agent:
+        with address.agent(5.0) as agent:
             if agent.status() == "thawed":
                 return []
             agent.thaw()
@@ -239,18 +249,22 @@ def _thaw(owner: dict[str, Any], what: str) -> list[str]:
     return [f"thawed the guest, which {what} had frozen"]
 
 
-def _remove_folder(owner: dict[str, Any]) -> list[str]:
-    """Its folder in the making, wherever its store is."""
+def _partial(owner: dict[str, Any]) -> Optional[Path]:
+    """Its folder in the making, wherever its store is, if it said."""
     names = (owner.get("store"), owner.get("guest"), owner.get("snapshot"))
     if not all(isinstance(each, str) and each for each in names):
-        return []
+        return None
     store, guest, snapshot = (str(each) for each in names)
-    place = Store(store)
-    folder = place.partial(guest, snapshot)
-    if not os.path.lexists(folder):
+    return Store(store).partial(guest, snapshot)
+
+
+def _remove_folder(owner: dict[str, Any]) -> list[str]:
+    """That folder, if it is there."""
+    folder = _partial(owner)
+    if folder is None or not os.path.lexists(folder):
         return []
-    place.discard(folder)
-    return [f"removed unfinished snapshot '{snapshot}' of guest '{guest}'"]
+    Store(str(owner["store"])).discard(folder)
+    return [f"removed unfinished {_what(owner)}"]
 
 
 def _ksm_holders() -> list[str]:

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import subprocess
 from dataclasses import dataclass
-from typing import Optional, Sequence
+from typing import Any, Optional, Sequence
 
 
 @dataclass(frozen=True)
@@ -30,11 +30,17 @@ class Ended:
         return self.err.decode("utf-8", "replace").strip()[-300:]
 
 
-def run_bounded(argv: Sequence[str], timeout: float) -> Ended:
+def run_bounded(
+    argv: Sequence[str], timeout: float, user: Optional[tuple[int, int, Sequence[int]]] = None
+) -> Ended:
     """Run it; SIGKILL after so many seconds. Never raises for what becomes of the program.
 
-    Which error a failure is, and in which words, is for the caller to say.
+    `user`: uid, gid and further groups that it runs as, where they are not ours. Which error a
+    failure is, and in which words, is for the caller to say.
     """
+    as_user: dict[str, Any] = {}
+    if user is not None:
+        as_user = {"user": user[0], "group": user[1], "extra_groups": list(user[2])}
     try:
         done = subprocess.run(  # pylint: disable=ansible-bad-function
             list(argv),
@@ -43,6 +49,7 @@ def run_bounded(argv: Sequence[str], timeout: float) -> Ended:
             timeout=timeout,
             check=False,
             cwd="/",
+            **as_user,
         )
     except subprocess.TimeoutExpired:
         return Ended(None, problem=f"did not end within {timeout:g} s", timed_out=True)

@@ -33,11 +33,19 @@ options:
     choices: [present, absent]
     default: present
   qmp_socket:
-    description: The guest's QMP socket on the hypervisor. Needed for V(present).
+    description:
+      - The guest's QMP socket on the hypervisor.
+      - Without it the guest is the libvirt domain of the name or UUID O(guest).
     type: path
   agent_socket:
-    description: The socket of the guest's agent on the hypervisor. Without it file systems are not frozen.
+    description:
+      - The socket of the guest's agent on the hypervisor. Without it file systems of a guest with a O(qmp_socket) are
+        not frozen. libvirt speaks to the agents of its domains itself.
     type: path
+  uri:
+    description: The libvirt of this hypervisor that has the guest, where no O(qmp_socket) is given.
+    type: str
+    default: qemu:///system
   memory:
     description: Whether RAM is part of the snapshot.
     type: bool
@@ -196,6 +204,11 @@ EXAMPLES = r"""
     guest: web1
     name: before-upgrade
     state: absent
+
+- name: Take one of a libvirt domain
+  livesnap.qemu.livesnap:
+    guest: db1
+    name: before-upgrade
 """
 
 RETURN = r"""
@@ -454,10 +467,9 @@ def main() -> NoReturn:
     """Arguments, plan, stop here in check mode, apply, describe."""
     module = AnsibleModule(
         argument_spec=argument_spec("livesnap"),
-        required_if=[("state", "present", ("qmp_socket",))],
         supports_check_mode=True,
     )
-    _deps.ensure(module)
+    _deps.ensure(module, libvirt_too=module.params["qmp_socket"] is None)
     plan, apply = (
         (plan_snapshot, take_snapshot)
         if module.params["state"] == "present"

@@ -77,7 +77,7 @@ def main() -> NoReturn:
     module = AnsibleModule(
         argument_spec=argument_spec("livesnap_recover"), supports_check_mode=True
     )
-    _deps.ensure(module)
+    _deps.ensure(module, libvirt_too=True)
     changes = Changes()
     store, guest = module.params["store"], module.params["guest"]
     try:

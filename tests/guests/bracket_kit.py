@@ -10,6 +10,7 @@ import os
 import shutil
 import signal
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Callable
 
@@ -115,6 +116,16 @@ def wait(what: Callable[[], Any], limit: float, step: float = 0.02) -> Any:
             return value
         assert time.monotonic() < end, f"waited {limit} s in vain"
         time.sleep(step)
+
+
+@contextlib.contextmanager
+def fault(step: str, action: str) -> Iterator[None]:
+    """The owner of a bracket that begins now does that to itself at the step."""
+    os.environ.update(LIVESNAP_TESTING="1", LIVESNAP_FAULT_STEP=f"{step}:{action}")
+    try:
+        yield
+    finally:
+        del os.environ["LIVESNAP_TESTING"], os.environ["LIVESNAP_FAULT_STEP"]
 
 
 def in_child(work: Callable[[], Any]) -> int:

@@ -10,14 +10,15 @@ from __future__ import annotations
 import contextlib
 import functools
 import os
+import pickle
 import shutil
 import signal
 import subprocess
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from ansible_collections.livesnap.qemu.plugins.module_utils._bracket.api import (
     SnapshotSpec,
@@ -25,8 +26,10 @@ from ansible_collections.livesnap.qemu.plugins.module_utils._bracket.api import 
 )
 from ansible_collections.livesnap.qemu.plugins.module_utils._clone import clone as cloning
 from ansible_collections.livesnap.qemu.plugins.module_utils._clone.plain import plain_restore
-from lab import Guest, Reach, disk_state, judge, ram_state
+from ansible_collections.livesnap.qemu.plugins.module_utils._errors import LivesnapError
+from lab import Domain, Guest, Reach, disk_state, judge, ram_state
 
+T = TypeVar("T")
 REPO = Path(__file__).resolve().parents[2]
 
 
@@ -53,13 +56,15 @@ class TestStore:
         """Everything in it, whatever its state."""
         shutil.rmtree(self.path, ignore_errors=True)
 
-    def take(self, guest: Guest, name: str, **options: Any) -> dict[str, Any]:
-        """One snapshot, as module livesnap takes it: its whole result."""
-        params = {
+    def spec(self, guest: Guest | Domain, name: str, /, **options: Any) -> SnapshotSpec:
+        """What module livesnap is asked for, to take one snapshot."""
+        return SnapshotSpec.of({
             "guest": guest.options.name, "name": name, "store": str(self.path),
-            "qmp_socket": str(guest.qmp_path), "_livesnap_helper": helper(),
-            "agent_socket": str(guest.agent_path) if guest.agent_path else None, **options}
-        return take_snapshot(SnapshotSpec.of(params))
+            "_livesnap_helper": helper(), **_reached(guest), **options})
+
+    def take(self, guest: Guest | Domain, name: str, /, **options: Any) -> dict[str, Any]:
+        """One snapshot, as module livesnap takes it: its whole result."""
+        return take_snapshot(self.spec(guest, name, **options))
 
     def forget(self) -> None:
         """Everything in it goes, the store stays."""
@@ -117,6 +122,39 @@ class TestStore:
             shutil.rmtree(root)
 
 
+def _reached(guest: Guest | Domain) -> dict[str, Any]:
+    if isinstance(guest, Domain):
+        return {"uri": guest.libvirtd.uri}
+    return {"qmp_socket": str(guest.qmp_path),
+            "agent_socket": str(guest.agent_path) if guest.agent_path else None}
+
+
+def as_module(work: Callable[[], T]) -> T:
+    """What it returns or raises in a process of its own, as modules run.
+
+    libvirt's client must not be used by a process that forks afterwards, and tests do.
+    """
+    end, start = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        try:
+            with open(start, "wb") as file:
+                try:
+                    pickle.dump((work(), None), file)
+                except LivesnapError as error:
+                    pickle.dump((None, error), file)
+        finally:
+            os._exit(0)
+    os.close(start)
+    with open(end, "rb") as file:
+        data = file.read()
+    os.waitpid(pid, 0)
+    value, error = pickle.loads(data)
+    if error is not None:
+        raise error
+    return value
+
+
 def folder_of(result: dict[str, Any]) -> Path:
     """Where the snapshot of a result lies."""
     return Path(result["snapshot"]["path"])
@@ -128,7 +166,7 @@ def images_of(result: dict[str, Any]) -> list[Path]:
     return [folder / disk["file"] for disk in result["snapshot"]["disks"]]
 
 
-def verdict(guest: Guest, result: dict[str, Any], pages: int) -> str:
+def verdict(guest: Guest | Domain, result: dict[str, Any], pages: int) -> str:
     """Empty if RAM and disks of a snapshot are of one instant, otherwise why not."""
     disks = [disk_state(image) for image in images_of(result)]
     with tempfile.TemporaryDirectory(prefix="livesnap-raw-", dir="/tmp") as raw:
@@ -139,9 +177,9 @@ def verdict(guest: Guest, result: dict[str, Any], pages: int) -> str:
         return judge(ram_state(out, disks[0].boot), disks, pages)
 
 
-def export(result: dict[str, Any], stream: Path) -> Path:
-    """The snapshot as a migration stream for stock QEMU."""
+def export(result: dict[str, Any], stream: Path, kind: str = "qemu", *options: str) -> Path:
+    """The snapshot as a migration stream for stock QEMU, or as what libvirt takes."""
     subprocess.run(
-        [helper(), "export", "--format", "qemu", str(folder_of(result)), str(stream)],
+        [helper(), "export", "--format", kind, *options, str(folder_of(result)), str(stream)],
         stdin=subprocess.DEVNULL, check=True, capture_output=True, timeout=300)
     return stream

@@ -4,7 +4,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import signal
 import time
@@ -24,6 +23,7 @@ from ansible_collections.livesnap.qemu.plugins.module_utils._store.listing impor
 from bracket_kit import (
     Place,
     clean,
+    fault,
     helper,
     in_child,
     kill,
@@ -47,15 +47,6 @@ def place(tmp_path: Path, guest: Guest) -> Iterator[Place]:
     yield Place(tmp_path / "store", guest)
     # A test that failed leaves the guest usable for the next one.
     _recover.recover(str(tmp_path / "store"), None, helper())
-
-
-@contextlib.contextmanager
-def fault(step: str, action: str) -> Iterator[None]:
-    os.environ.update(LIVESNAP_TESTING="1", LIVESNAP_FAULT_STEP=f"{step}:{action}")
-    try:
-        yield
-    finally:
-        del os.environ["LIVESNAP_TESTING"], os.environ["LIVESNAP_FAULT_STEP"]
 
 
 @pytest.mark.parametrize("action", ["RAISE", "KILL", "STOP"])

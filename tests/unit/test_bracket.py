@@ -38,6 +38,11 @@ from ansible_collections.livesnap.qemu.plugins.module_utils._errors import (
     RefusedError,
     TimedOutError,
 )
+from ansible_collections.livesnap.qemu.plugins.module_utils._guest.address import (
+    DomainAddress,
+    SocketAddress,
+    address_of,
+)
 from ansible_collections.livesnap.qemu.plugins.module_utils._guest.disks import Disk
 
 REPO = Path(__file__).resolve().parents[2]
@@ -71,7 +76,7 @@ def test_spec_takes_params_of_a_module() -> None:
     ({"store": "relative"}, "store 'relative'"),
     ({"qmp_socket": "relative"}, "qmp_socket 'relative'"),
     ({"agent_socket": "relative"}, "agent_socket 'relative'"),
-    ({"qmp_socket": None}, "has no qmp_socket"),
+    ({"qmp_socket": None, "agent_socket": "/a"}, "has an agent_socket, and no qmp_socket"),
     ({"freeze_timeout": 0}, "freeze_timeout '0'"),
     ({"deadline": 1}, "deadline '1'"),
     ({"deadline": 5}, "leaves nothing of deadline '5'"),
@@ -88,8 +93,13 @@ def test_spec_refuses(changed: dict[str, Any], message: str) -> None:
         SnapshotSpec.of({**BASE, **changed})
 
 
-def test_absent_needs_no_socket() -> None:
-    SnapshotSpec.of({**BASE, "qmp_socket": None, "state": "absent"})
+def test_without_a_socket_it_is_libvirts() -> None:
+    spec = SnapshotSpec.of({**BASE, "qmp_socket": None, "uri": "qemu:///session"})
+    assert spec.address == DomainAddress("qemu:///session", "web1")
+    assert SnapshotSpec.of(BASE).address == SocketAddress("/q", None)
+    for address in (spec.address, SocketAddress("/q", "/a")):
+        assert address_of(address.noted()) == address
+    assert address_of({}) is None
 
 
 def test_a_long_deadline_warns() -> None:

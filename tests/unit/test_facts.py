@@ -119,7 +119,7 @@ def test_disks() -> None:
         {"device": "ide1-cd0", "qdev": "/machine/unattached/device[20]", "removable": True},
     ]
     blocks[0]["inserted"] = inserted
-    disk, empty = parse_disks(blocks, "/vm", lambda path: "S1" if "sys" in path else "")
+    disk, empty = parse_disks(blocks, "/vm", lambda path: "S1" if "sys" in path else "", {})
     assert (disk.names, disk.file) == (("virtio0", "#block1", "sys", "S1"), "/vm/a.qcow2")
     assert (disk.virtual_bytes, disk.read_only, disk.inserted) == (64, False, True)
     assert not empty.inserted and empty.read_only and empty.label == "ide1-cd0"

@@ -192,10 +192,25 @@ def test_every_field_is_needed() -> None:
             manifest.encode({name: value for name, value in fields().items() if name != key})
 
 
+@pytest.mark.parametrize("domain", [
+    {}, "domain.xml", {"file": "other.xml", "bytes": 1, "sha256": "0", "uri": "qemu:///system"},
+    {"file": "domain.xml", "bytes": -1, "sha256": "0", "uri": "qemu:///system"},
+])
+def test_a_later_field_may_lack_but_not_be_wrong(domain: Any) -> None:
+    right = {"file": "domain.xml", "bytes": 1, "sha256": "0", "uri": "qemu:///system"}
+    for value in (None, right):
+        found = manifest.decode(manifest.encode({**fields(), "domain": value}))
+        assert found["domain"] == value
+    assert ("domain.xml", 1) in manifest.sizes(found)
+    with pytest.raises(StoreError, match="bad 'domain'"):
+        manifest.encode({**fields(), "domain": domain})
+
+
 def test_every_field_is_documented() -> None:
     text = (REPO / "docs" / "manifest.md").read_text()
     documented = {line.split("|")[1].strip() for line in text.splitlines() if line.startswith("| ")}
-    every = set(manifest.FIELDS) | set(manifest.TIMINGS) | set(status.default())
+    every = set(manifest.FIELDS) | set(manifest.LATER) | set(manifest.TIMINGS)
+    every |= set(status.default())
     every |= set(fields()["guest_facts"]) - {"uid", "gid"} | set(fields()["memory"])
     told = {name for cell in documented for name in cell.split(", ")}
     assert every - told == set()

@@ -74,12 +74,12 @@ static void never_first_for_oom(void)
 
 static int bracket(struct life *life, const json_t *request, struct ls_error *err)
 {
-    json_int_t deadline, reserve;
+    json_int_t deadline, reserve = ls_reach_undo_ms(&life->guard.reach);
 
     if (ls_guard_take_deadline(request, &deadline, err) != 0)
         return -1;
-    reserve = deadline / 4 < LS_GUARD_RESERVE_MS ? deadline / 4 : LS_GUARD_RESERVE_MS;
-    life->undo_at = ls_now_ms() + deadline - reserve;
+    /* The undo is to be done by the deadline. */
+    life->undo_at = ls_now_ms() + deadline - (deadline / 4 < reserve ? deadline / 4 : reserve);
     life->state = BRACKET;
     return 0;
 }

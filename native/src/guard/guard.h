@@ -13,9 +13,6 @@
 /* The exit code of a guard that had something to undo, beside those of enum ls_class. */
 #define LS_GUARD_UNDID 10
 
-/* The undo begins this long before the deadline (or at 3/4 of a short one), to be done by then. */
-#define LS_GUARD_RESERVE_MS 500
-
 int ls_guard_run(int in, int out);
 
 #endif

@@ -59,6 +59,11 @@ size_t ls_reach_take_sockets(const struct ls_reach *reach, const struct ls_peer 
     return by_libvirt(reach) ? 0 : ls_peer_take_sockets(owner, qemu, paths, fds, room);
 }
 
+int ls_reach_undo_ms(const struct ls_reach *reach)
+{
+    return by_libvirt(reach) ? 1000 : 500;
+}
+
 void ls_reach_free(struct ls_reach *reach)
 {
     free(reach->qmp_socket);

@@ -52,6 +52,9 @@ int ls_reach_thaw(struct ls_reach *reach, enum ls_thaw *outcome, struct ls_error
 size_t ls_reach_take_sockets(const struct ls_reach *reach, const struct ls_peer *owner, pid_t qemu,
                              int *fds, size_t room);
 
+/* How long an undo may take where nothing hangs, ms: virsh is started several times. */
+int ls_reach_undo_ms(const struct ls_reach *reach);
+
 void ls_reach_free(struct ls_reach *reach);
 
 #endif

@@ -3,7 +3,7 @@
 """The copies of the disks while the guest runs, watched over a socket that others need, too.
 
 QEMU serves one client a QMP socket, and a copy can take hours: after the first seconds the owner
-connects, asks, and lets go.
+connects, asks, and lets go. libvirt serves many.
 """
 
 from __future__ import annotations
@@ -11,7 +11,9 @@ from __future__ import annotations
 import time
 
 from ansible_collections.livesnap.qemu.plugins.module_utils._bracket.run import Run
-from ansible_collections.livesnap.qemu.plugins.module_utils._connection.qmp import Qmp
+from ansible_collections.livesnap.qemu.plugins.module_utils._connection.connection import (
+    Connection,
+)
 from ansible_collections.livesnap.qemu.plugins.module_utils._disks.backup import Backup
 from ansible_collections.livesnap.qemu.plugins.module_utils._errors import (
     LivesnapError,
@@ -23,7 +25,8 @@ from ansible_collections.livesnap.qemu.plugins.module_utils._errors import (
 #: How often the jobs are asked for at first, and later; when later begins. Seconds.
 _POLL, _POLL_LATER, _LATER = 0.25, 1.0, 2.0
 #: So many failures to connect in a row are the end, unless somebody else just holds the socket.
-_LOST = 10
+#: libvirtd may be restarted meanwhile.
+_LOST = 60
 
 
 class Copies:
@@ -64,7 +67,7 @@ class Copies:
             self._run.timings["disk_copy_s"] = round(time.monotonic() - self._begun, 3)
             self._run.disk_entries = backup.finish(qmp)
             self.done = True
-        if later or self.done:
+        if self.done or (later and qmp.exclusive):
             qmp.close()
 
     def _disconnected(self, err: QmpError) -> None:
@@ -78,7 +81,7 @@ class Copies:
         if self._lost > _LOST:
             raise err
 
-    def _watch(self, qmp: Qmp, backup: Backup) -> None:
+    def _watch(self, qmp: Connection, backup: Backup) -> None:
         """A copy-before-write that fails fails the guest's own write, and QEMU stops the guest.
 
         (werror.) The copies are ended, and the guest goes on: that write is tried again.
@@ -88,7 +91,7 @@ class Copies:
         if qmp.execute("query-status")["status"] != "io-error":
             return
         if not backup.abort(qmp):
-            qmp.execute("cont")
+            qmp.cont()
         raise LivesnapError(
             f"a disk of guest '{self._run.spec.guest}' failed while it was copied; the copy was"
             " ended, and the guest was resumed",

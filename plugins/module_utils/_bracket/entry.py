@@ -8,6 +8,7 @@ import os
 import signal
 import time
 import uuid
+from dataclasses import replace
 from typing import Any, Optional
 
 from ansible_collections.livesnap.qemu.plugins.module_utils import _recover
@@ -15,11 +16,9 @@ from ansible_collections.livesnap.qemu.plugins.module_utils._bracket import pref
 from ansible_collections.livesnap.qemu.plugins.module_utils._bracket.link import Link
 from ansible_collections.livesnap.qemu.plugins.module_utils._bracket.run import Run
 from ansible_collections.livesnap.qemu.plugins.module_utils._bracket.spec import SnapshotSpec
-from ansible_collections.livesnap.qemu.plugins.module_utils._connection import _peer
-from ansible_collections.livesnap.qemu.plugins.module_utils._connection.qmp import Qmp
+from ansible_collections.livesnap.qemu.plugins.module_utils._connection.domain import Domain
 from ansible_collections.livesnap.qemu.plugins.module_utils._errors import (
     LivesnapError,
-    QmpConnectError,
     RefusedError,
     StoreError,
 )
@@ -29,6 +28,7 @@ from ansible_collections.livesnap.qemu.plugins.module_utils._store import (
     files,
     listing,
     manifest,
+    names,
     rundir,
     status,
 )
@@ -39,19 +39,13 @@ from ansible_collections.livesnap.qemu.plugins.module_utils._store.locks import 
 _END_LIMIT = 120.0
 
 
-def find_process(qmp_socket: str, timeout: float = 10.0) -> QemuProcess:
-    """The QEMU that listens on a socket, without speaking to it: another run may hold it."""
-    with _peer.connect_unix(qmp_socket, timeout) as sock:
-        pid = _peer.listening_qemu(sock, qmp_socket)
-        if not pid:
-            peer = _peer.peer_credentials(sock)[0]
-            raise QmpConnectError(
-                "not_qemu",
-                f"QMP socket '{qmp_socket}' belongs to {_peer.process_name(peer)}, which is not a"
-                " QEMU that runs a guest",
-                "give the guest's own QMP socket",
-            )
-    return QemuProcess.of(pid)
+def by_name(spec: SnapshotSpec) -> SnapshotSpec:
+    """The same with a libvirt domain's name for its UUID: the store knows guests by name."""
+    if spec.qmp_socket is not None or not names.is_uuid(spec.guest):
+        return spec
+    with Domain.find(spec.uri, spec.guest) as domain:
+        names.check(domain.name, "name of the domain")
+        return replace(spec, guest=domain.name)
 
 
 def result(
@@ -126,9 +120,10 @@ _APPEARS = (_ABSENT, _PRESENT)
 
 def take(spec: SnapshotSpec, link: Link) -> dict[str, Any]:
     """The whole of it, in the owner process."""
+    spec = by_name(spec)
     store = preflight.check_store(spec)
     try:
-        process = find_process(str(spec.qmp_socket))
+        process = spec.address.process()
     except LivesnapError:
         if store.exists(spec.guest, spec.name):
             # A guest that is switched off changes nothing about what is there.
@@ -155,8 +150,9 @@ def _take_new(
     spec: SnapshotSpec, link: Link, store: Store, process: QemuProcess, recovered: list[str]
 ) -> dict[str, Any]:
     started, started_at = rundir.utc(), time.monotonic()
-    with Qmp.connect(str(spec.qmp_socket)) as qmp:
-        plan = preflight.examine(spec, qmp, process, touch=True)
+    address = spec.address
+    with address.connect() as qmp:
+        plan = preflight.examine(spec, address, qmp, process, touch=True)
         run = Run(
             spec=spec,
             id=str(uuid.uuid4()),
@@ -164,6 +160,7 @@ def _take_new(
             store=store,
             rundir=rundir.RunDir(process.key),
             link=link,
+            address=address,
             qmp=qmp,
             plan=plan,
             started=started,
@@ -179,8 +176,8 @@ def _take_new(
                 "store": str(store.root),
                 "guest": spec.guest,
                 "snapshot": spec.name,
-                "qmp_socket": spec.qmp_socket,
-                "agent_socket": spec.agent_socket if plan.freeze else None,
+                **address.noted(),
+                "freeze": plan.freeze,
                 "was_running": plan.facts.running,
             },
         )
@@ -202,6 +199,7 @@ def _take_new(
 
 def plan_take(spec: SnapshotSpec) -> dict[str, Any]:
     """The same in check mode: QMP queries, looks at the store, and nothing else."""
+    spec = by_name(spec)
     store = preflight.check_store(spec)
     left = _recover.plan_recovery(spec.store, spec.guest)
     if store.exists(spec.guest, spec.name):
@@ -214,14 +212,15 @@ def plan_take(spec: SnapshotSpec) -> dict[str, Any]:
             if each["name"] == spec.name
         ]
         return result(found[0] if found else None, [], left)
-    process = find_process(str(spec.qmp_socket))
-    with Qmp.connect(str(spec.qmp_socket)) as qmp:
-        plan = preflight.examine(spec, qmp, process, touch=False)
+    process = spec.address.process()
+    with spec.address.connect() as qmp:
+        plan = preflight.examine(spec, spec.address, qmp, process, touch=False)
     return result(preflight.predicted(spec, plan), _taken(spec), left, plan.warnings, _APPEARS)
 
 
 def remove(spec: SnapshotSpec, apply: bool) -> dict[str, Any]:
     """state: absent. Aborts one in progress; a complete one loses its name before its files."""
+    spec = by_name(spec)
     store = Store(spec.store)
     store.check()
     actions: list[str] = []

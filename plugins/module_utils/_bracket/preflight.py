@@ -11,7 +11,9 @@ from ansible_collections.livesnap.qemu.plugins.module_utils._bracket.spec import
 from ansible_collections.livesnap.qemu.plugins.module_utils._capture.table import (
     ENGINES,
 )
-from ansible_collections.livesnap.qemu.plugins.module_utils._connection.qmp import Qmp
+from ansible_collections.livesnap.qemu.plugins.module_utils._connection.connection import (
+    Connection,
+)
 from ansible_collections.livesnap.qemu.plugins.module_utils._disks.select import Selection, select
 from ansible_collections.livesnap.qemu.plugins.module_utils._disks.table import (
     SCHEMES,
@@ -20,16 +22,18 @@ from ansible_collections.livesnap.qemu.plugins.module_utils._errors import (
     AgentError,
     RefusedError,
 )
-from ansible_collections.livesnap.qemu.plugins.module_utils._guest.agent import Agent
+from ansible_collections.livesnap.qemu.plugins.module_utils._guest.address import Address
 from ansible_collections.livesnap.qemu.plugins.module_utils._guest.facts import (
     GuestFacts,
-    agent_listens,
     read_facts,
 )
 from ansible_collections.livesnap.qemu.plugins.module_utils._guest.process import QemuProcess
+from ansible_collections.livesnap.qemu.plugins.module_utils._run import run_bounded
 from ansible_collections.livesnap.qemu.plugins.module_utils._store import names, space
 from ansible_collections.livesnap.qemu.plugins.module_utils._store.layout import Store
 
+#: Seconds that a look at a folder may take: storage may hang.
+_TEST_LIMIT = 10.0
 _NO_UUID = "00000000-0000-0000-0000-000000000000"
 
 
@@ -69,12 +73,15 @@ def check_store(spec: SnapshotSpec) -> Store:
     return store
 
 
-def examine(spec: SnapshotSpec, qmp: Qmp, process: QemuProcess, touch: bool) -> Plan:
+def examine(
+    spec: SnapshotSpec, address: Address, qmp: Connection, process: QemuProcess, touch: bool
+) -> Plan:
     """Everything that a run has to know; raises RefusedError and its like with the reason.
 
     `touch`: the agent may be asked (check mode sends QMP queries only).
     """
     store = Store(spec.store)
+    address.check(qmp, float(spec.lock_timeout))
     facts = read_facts(qmp, process)
     uuid = guest_uuid(facts)
     store.check_owner(spec.guest, uuid, facts.name or None)
@@ -94,6 +101,8 @@ def examine(spec: SnapshotSpec, qmp: Qmp, process: QemuProcess, touch: bool) -> 
     disks = [disk for disk, _scheme in selection.chosen]
     if disks:
         SCHEMES["backup"].check()
+    if any(disk.target for disk in disks):
+        check_reach(spec, process)
     plan = Plan(
         facts=facts,
         process=process,
@@ -115,7 +124,7 @@ def examine(spec: SnapshotSpec, qmp: Qmp, process: QemuProcess, touch: bool) -> 
         warnings=spec.warnings(),
     )
     space.check(store.root, plan.memory_estimate, sum(plan.disk_estimates.values()))
-    plan.freeze_reason = no_freeze(spec, facts, qmp, touch)
+    plan.freeze_reason = no_freeze(spec, address, facts, qmp, touch)
     plan.freeze = plan.freeze_reason is None
     if spec.freeze == "required" and not plan.freeze:
         raise RefusedError(
@@ -124,6 +133,18 @@ def examine(spec: SnapshotSpec, qmp: Qmp, process: QemuProcess, touch: bool) -> 
             "freeze",
         )
     return plan
+
+
+def check_reach(spec: SnapshotSpec, process: QemuProcess) -> None:
+    """libvirt lets QEMU open the targets by their names: its user must get to the store."""
+    user = (process.uid, process.gid, process.groups)
+    if run_bounded(["test", "-x", spec.store], _TEST_LIMIT, user).code != 0:
+        raise RefusedError(
+            f"store '{spec.store}' cannot be reached by user '{process.user}', which the QEMU of"
+            f" guest '{spec.guest}' runs as",
+            "give all folders above it mode 0711, or choose another store",
+            "store",
+        )
 
 
 def choose_engine(spec: SnapshotSpec, facts: GuestFacts, process: QemuProcess) -> str:
@@ -160,21 +181,18 @@ def memory_bytes(facts: GuestFacts, pid: int) -> int:
 
 
 def no_freeze(
-    spec: SnapshotSpec, facts: GuestFacts, qmp: Qmp, touch: bool
+    spec: SnapshotSpec, address: Address, facts: GuestFacts, qmp: Connection, touch: bool
 ) -> Optional[str]:
     """Why the guest will not be frozen; None when it will be tried."""
     if spec.freeze == "never":
         return "not asked for"
-    if spec.agent_socket is None:
-        return "no agent_socket was given"
     if not facts.running:
-        return "the guest was paused by its operator, so its agent cannot answer"
-    if agent_listens(qmp, spec.agent_socket) is False:
-        return "no agent has opened its port in the guest"
-    if not touch:
-        return None
+        return "not possible: guest is paused"
+    reason = address.no_agent(qmp)
+    if reason is not None or not touch:
+        return reason
     try:
-        with Agent.connect(spec.agent_socket, min(float(spec.freeze_timeout), 5.0)) as agent:
+        with address.agent(min(float(spec.freeze_timeout), 5.0)) as agent:
             if agent.status(float(spec.freeze_timeout)) != "thawed":
                 return "the guest's file systems are frozen already, by somebody else"
     except AgentError as err:

@@ -14,6 +14,7 @@ from ansible_collections.livesnap.qemu.plugins.module_utils._bracket.run import 
 from ansible_collections.livesnap.qemu.plugins.module_utils._capture import uffd
 from ansible_collections.livesnap.qemu.plugins.module_utils._store import files, listing, status
 
+DOMAIN = "domain.xml"
 #: Version of the collection, as in galaxy.yml (a test compares).
 LIVESNAP = "0.1.0"
 
@@ -52,6 +53,7 @@ def publish(run: Run) -> dict[str, Any]:
             "deadline_s": run.spec.deadline,
             "warnings": list(run.warnings),
         },
+        "domain": _domain(run, folder),
         "parent": None,
         "encryption": None,
     }
@@ -112,6 +114,21 @@ def _memory(run: Run, folder: Path) -> Optional[dict[str, Any]]:
         },
         "gpa": uffd.gpa_list(run.plan.facts),
         "ramblock": run.ramblock,
+    }
+
+
+def _domain(run: Run, folder: Path) -> Optional[dict[str, Any]]:
+    """libvirt's XML into the folder: a restore needs it."""
+    if run.plan.facts.domain_xml is None:
+        return None
+    data = run.plan.facts.domain_xml.encode()
+    with files.as_store_error(f"'{folder / DOMAIN}' cannot be written"):
+        files.write_whole(folder / DOMAIN, data)
+    return {
+        "file": DOMAIN,
+        "bytes": len(data),
+        "sha256": hashlib.sha256(data).hexdigest(),
+        "uri": run.spec.uri,
     }
 
 

@@ -15,7 +15,6 @@ from ansible_collections.livesnap.qemu.plugins.module_utils._errors import (
     LivesnapError,
     RefusedError,
 )
-from ansible_collections.livesnap.qemu.plugins.module_utils._guest.agent import Agent
 from ansible_collections.livesnap.qemu.plugins.module_utils._store import rundir
 
 #: Any of these between stop and cont, that is not ours, voids the instant.
@@ -33,6 +32,8 @@ VOIDING = frozenset(
         "STOP",
     )
 )
+#: How long the event of a command is waited for, which libvirt passes on later. Seconds.
+_EVENT_LIMIT = 0.5
 #: States from which `cont` makes the guest go on; a reset while stopped makes it prelaunch.
 _RESUMABLE = ("paused", "prelaunch", "finish-migrate", "save-vm", "postmigrate")
 
@@ -42,13 +43,11 @@ def freeze(run: Run) -> None:
     if not run.plan.freeze:
         run.freeze_reason = run.plan.freeze_reason
         return
-    if run.spec.agent_socket is None:
-        raise AssertionError
     limit = run.limit.left(float(run.spec.freeze_timeout))
     begun = time.monotonic()
     run.frozen_at = begun
     try:
-        run.agent = Agent.connect(run.spec.agent_socket, limit)
+        run.agent = run.address.agent(limit)
         # After any error of this call a thaw is due: it may come into effect later.
         run.frozen = True
         left = max(0.05, limit - (time.monotonic() - begun))
@@ -70,12 +69,10 @@ def thaw_once(run: Run, timeout: float) -> None:
     """One try; run.frozen tells the outcome."""
     if not run.frozen:
         return
-    if run.spec.agent_socket is None:
-        raise AssertionError
     end = time.monotonic() + timeout
     try:
         if run.agent is None:
-            run.agent = Agent.connect(run.spec.agent_socket, timeout)
+            run.agent = run.address.agent(timeout)
         run.agent.thaw(max(0.05, end - time.monotonic()))
     except AgentCommandError:
         # It answers, so its own word counts: an error for want of anything frozen is no problem.
@@ -142,17 +139,26 @@ def stop(run: Run) -> None:
     if not run.plan.facts.running:
         expect_paused(run)
         return
+    if not run.qmp.prompt_events:
+        # Its events do not tell in time whose pause it is.
+        _refuse_paused(run.qmp.execute("query-status", timeout=run.limit.left(5.0))["running"])
     run.stopped = True
-    run.qmp.execute("stop", timeout=run.limit.left(10.0))
-    events = run.qmp.events()
+    run.qmp.stop(run.limit.left(10.0))
+    events = run.qmp.events_to("STOP", _EVENT_LIMIT)
     stops = [event for event in events if event["event"] == "STOP"]
     if not stops:
-        # Not our pause, so not ours to end.
-        run.stopped = False
-        raise LivesnapError("the guest was paused by somebody else just before the snapshot")
+        # Not our pause, so not ours to end. An event that is only late leaves that open: better a
+        # guest that runs.
+        run.stopped = not run.qmp.prompt_events
+        _refuse_paused(False)
     run.stop_event = _moment(stops[-1])
     refuse_events(events[events.index(stops[-1]) + 1 :])
     expect_paused(run)
+
+
+def _refuse_paused(running: bool) -> None:
+    if not running:
+        raise LivesnapError("the guest was paused by somebody else just before the snapshot")
 
 
 def refuse_events(events: list[dict[str, Any]]) -> None:
@@ -183,10 +189,13 @@ def cont(run: Run) -> None:
         run.created = rundir.utc()
         return
     asked = time.time()
-    run.qmp.execute("cont", timeout=run.limit.left(5.0))
+    run.qmp.cont(run.limit.left(5.0))
     run.stopped = False
-    resumed = [event for event in run.qmp.events(0.2) if event["event"] == "RESUME"]
+    events = run.qmp.events_to("RESUME", _EVENT_LIMIT)
+    resumed = [event for event in events if event["event"] == "RESUME"]
     moment: Optional[float] = _moment(resumed[0]) if resumed else None
+    # libvirt passes events on a moment after QEMU sent them, but in their order.
+    refuse_events(events[: events.index(resumed[0])] if resumed else events)
     # QEMU's clock is this machine's.
     if moment is not None and moment < asked:
         raise LivesnapError(
@@ -206,7 +215,7 @@ def resume(run: Run) -> None:
         qmp = run.reconnect(2.0)
         status = qmp.execute("query-status", timeout=2.0)
         if not status["running"] and status["status"] in _RESUMABLE:
-            qmp.execute("cont", timeout=2.0)
+            qmp.cont(2.0)
         run.stopped = False
 
     problem = run.until(5.0, ask)

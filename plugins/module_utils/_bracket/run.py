@@ -18,12 +18,17 @@ from ansible_collections.livesnap.qemu.plugins.module_utils._bracket.link import
 from ansible_collections.livesnap.qemu.plugins.module_utils._bracket.preflight import Plan
 from ansible_collections.livesnap.qemu.plugins.module_utils._bracket.spec import SnapshotSpec
 from ansible_collections.livesnap.qemu.plugins.module_utils._capture.uffd import UffdCapture
-from ansible_collections.livesnap.qemu.plugins.module_utils._connection.qmp import Qmp
+from ansible_collections.livesnap.qemu.plugins.module_utils._connection.connection import (
+    Connection,
+)
 from ansible_collections.livesnap.qemu.plugins.module_utils._disks import leftovers
 from ansible_collections.livesnap.qemu.plugins.module_utils._disks.backup import Backup
 from ansible_collections.livesnap.qemu.plugins.module_utils._errors import LivesnapError, QmpError
 from ansible_collections.livesnap.qemu.plugins.module_utils._guard import Guard
-from ansible_collections.livesnap.qemu.plugins.module_utils._guest.agent import Agent
+from ansible_collections.livesnap.qemu.plugins.module_utils._guest.address import Address
+from ansible_collections.livesnap.qemu.plugins.module_utils._guest.agent_commands import (
+    AgentCommands,
+)
 from ansible_collections.livesnap.qemu.plugins.module_utils._guest.process import QemuProcess
 from ansible_collections.livesnap.qemu.plugins.module_utils._store import manifest, rundir
 from ansible_collections.livesnap.qemu.plugins.module_utils._store.layout import Store
@@ -42,7 +47,8 @@ class Run:
     store: Store
     rundir: rundir.RunDir
     link: Link
-    qmp: Qmp
+    address: Address
+    qmp: Connection
     plan: Plan
     started: str = ""
     started_at: float = field(default_factory=time.monotonic)
@@ -50,7 +56,7 @@ class Run:
     capture: Optional[UffdCapture] = None
     backup: Optional[Backup] = None
     guard: Optional[Guard] = None
-    agent: Optional[Agent] = None
+    agent: Optional[AgentCommands] = None
     limit: Limit = field(default_factory=lambda: Limit(None, ""))
     #: We sent `stop` and have not seen the guest run since.
     stopped: bool = False
@@ -126,14 +132,14 @@ class Run:
                 },
             )
 
-    def reconnect(self, timeout: float) -> Qmp:
-        """A living QMP connection, the old one or a new one within the time."""
+    def reconnect(self, timeout: float) -> Connection:
+        """A living connection, the old one or a new one within the time."""
         if self.qmp.dead:
             self.qmp.close()
-            fresh = Qmp.connect(str(self.spec.qmp_socket), timeout)
+            fresh = self.address.connect(timeout)
             if fresh.peer_pid != self.process.pid or not self.process.alive():
                 fresh.close()
-                raise LivesnapError("the guest's QEMU is gone; another one has taken its socket")
+                raise LivesnapError("the guest's QEMU is gone; another one has taken its place")
             self.qmp = fresh
         return self.qmp
 

@@ -8,6 +8,11 @@ from dataclasses import dataclass, field, fields
 from typing import Any, Mapping, Optional
 
 from ansible_collections.livesnap.qemu.plugins.module_utils._errors import LivesnapError
+from ansible_collections.livesnap.qemu.plugins.module_utils._guest.address import (
+    Address,
+    DomainAddress,
+    SocketAddress,
+)
 from ansible_collections.livesnap.qemu.plugins.module_utils._store import names
 from ansible_collections.livesnap.qemu.plugins.module_utils._units import parse_size
 
@@ -24,6 +29,7 @@ class SnapshotSpec:
     store: str = "/var/lib/livesnap"
     qmp_socket: Optional[str] = None
     agent_socket: Optional[str] = None
+    uri: str = "qemu:///system"
     memory: bool = True
     engine: str = "auto"
     disk_scheme: str = "auto"
@@ -61,19 +67,26 @@ class SnapshotSpec:
         values["staging"] = 0 if staging in ("auto", "") else parse_size(staging, what="staging")
         values["bandwidth"] = parse_size(values.get("bandwidth", 0), what="bandwidth")
         spec = cls(**values)
-        spec.check(needs_guest=params.get("state", "present") != "absent")
+        spec.check()
         return spec
 
-    def check(self, needs_guest: bool = True) -> None:
+    @property
+    def address(self) -> Address:
+        """How the guest is reached: by its sockets, else through libvirt."""
+        if self.qmp_socket is not None:
+            return SocketAddress(self.qmp_socket, self.agent_socket)
+        return DomainAddress(self.uri, self.guest)
+
+    def check(self) -> None:
         """Everything that can be judged without looking at guest or store."""
         names.check(self.guest, "guest")
         names.check(self.name, "name")
         if not self.store.startswith("/"):
             raise LivesnapError(f"store '{self.store}' is not an absolute path")
-        if self.qmp_socket is None and needs_guest:
+        if self.qmp_socket is None and self.agent_socket is not None:
             raise LivesnapError(
-                f"guest '{self.guest}' has no qmp_socket",
-                "give the path of its QMP socket; libvirt guests are not supported yet",
+                f"guest '{self.guest}' has an agent_socket, and no qmp_socket",
+                "give both, or neither for a libvirt domain, whose agent libvirt speaks to",
             )
         for what, value in (("qmp_socket", self.qmp_socket), ("agent_socket", self.agent_socket)):
             if value is not None and not value.startswith("/"):

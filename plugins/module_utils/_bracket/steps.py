@@ -84,8 +84,7 @@ def _guard(run: Run) -> None:
     run.guard = Guard(
         spec.helper,
         GuardConfig(
-            qmp_socket=str(spec.qmp_socket),
-            agent_socket=spec.agent_socket if run.plan.freeze else None,
+            **run.address.guard(run.plan.freeze),
             pid=process.pid,
             start_time=process.start_time,
             guest=spec.guest,
@@ -124,10 +123,9 @@ def _end_guard(run: Run) -> None:
 
 
 def _disks(run: Run) -> None:
-    actions = run.backup.actions() if run.backup is not None else []
-    if actions:
+    if run.backup is not None:
         with run.timed("disks_ms"):
-            run.qmp.execute("transaction", {"actions": actions}, run.limit.left(10.0))
+            run.backup.begin(run.qmp, run.limit.left(10.0))
 
 
 def _cont(run: Run) -> None:

@@ -16,7 +16,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Optional
 
-from ansible_collections.livesnap.qemu.plugins.module_utils._connection.qmp import Qmp
+from ansible_collections.livesnap.qemu.plugins.module_utils._connection.connection import (
+    Connection,
+)
 from ansible_collections.livesnap.qemu.plugins.module_utils._errors import (
     HelperError,
     LivesnapError,
@@ -100,7 +102,7 @@ class UffdCapture:
         self.arm_ms = 0.0
         self.protected_at = 0.0
 
-    def attach(self, qmp: Qmp, fd_name: str, timeout: float) -> None:
+    def attach(self, qmp: Connection, fd_name: str, timeout: float) -> None:
         """Get a userfaultfd of QEMU's address space. The guest stands still for about 1 ms."""
         config, facts = self._config, self._facts
         request: dict[str, Any] = {

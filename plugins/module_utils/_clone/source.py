@@ -71,6 +71,13 @@ class Source:
 
 def from_manifest(folder: Path, fields: dict[str, Any]) -> Source:
     """Of a manifest that was read and checked. RefusedError when it has no RAM."""
+    if fields.get("domain") is not None:
+        raise RefusedError(
+            f"'{fields['guest']}/{fields['name']}' is of a libvirt domain, which cannot be cloned"
+            " by livesnap_clone yet",
+            "'livesnap-helper export --format libvirt' writes what 'virsh restore' takes",
+            "domain",
+        )
     facts, memory, devices = fields["guest_facts"], fields["memory"], fields["devices"]
     if memory is None or devices is None:
         raise RefusedError(

@@ -174,6 +174,33 @@ def listening_qemu(sock: socket.socket, path: str) -> int:
     return 0
 
 
+def domain_processes(name: str, uuid: str) -> list[int]:
+    """Pids of the QEMUs that were started for a libvirt domain of that name and UUID."""
+    found = []
+    for entry in os.listdir("/proc"):
+        if not entry.isdigit() or not is_qemu(int(entry)):
+            continue
+        try:
+            with open(f"/proc/{entry}/cmdline", "rb") as file:
+                argv = [os.fsdecode(word) for word in file.read().split(b"\0")]
+        except OSError:
+            continue
+        if names_domain(argv, name, uuid):
+            found.append(int(entry))
+    return sorted(found)
+
+
+def names_domain(argv: list[str], name: str, uuid: str) -> bool:
+    """Whether a command line of libvirt's is of that domain: '-name guest=NAME,... -uuid UUID'.
+
+    A comma in a name is doubled there. Pure.
+    """
+    values = dict(zip(argv, argv[1:]))
+    named = values.get("-name", "")
+    wanted = "guest=" + name.replace(",", ",,")
+    return values.get("-uuid") == uuid and (named == wanted or named.startswith(wanted + ",debug-"))
+
+
 def waits_in_backlog(pid: int, path: str) -> bool:
     """Whether some connection to this socket is still waiting to be accepted."""
     return any(entry.inode == 0 for entry in sockets_of(pid, path) if not entry.listens)

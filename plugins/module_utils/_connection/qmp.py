@@ -16,11 +16,13 @@ import contextlib
 import select
 import socket
 import time
-from types import TracebackType
 from typing import Any, Awaitable, Mapping, Optional, TypeVar
 
 from ansible_collections.livesnap.qemu.plugins.module_utils import _deps
 from ansible_collections.livesnap.qemu.plugins.module_utils._connection import _peer
+from ansible_collections.livesnap.qemu.plugins.module_utils._connection.connection import (
+    Connection,
+)
 from ansible_collections.livesnap.qemu.plugins.module_utils._errors import (
     QmpCommandError,
     QmpConnectError,
@@ -33,19 +35,12 @@ T = TypeVar("T")
 _CLOSE_LIMIT = 1.0
 
 
-class Qmp:
-    """A conversation with one QEMU. Use as a context manager, or close() it.
-
-    After QmpTimeout or QmpDisconnected it is dead: whether the command took effect is not known, so
-    connect again and ask.
-    """
+class Qmp(Connection):
+    """A conversation through a QMP socket, which serves one client at a time."""
 
     def __init__(self, path: str) -> None:
         """Not connected yet: see connect()."""
         self.path = path
-        self.peer_pid = 0
-        self.version: tuple[int, ...] = ()
-        self.package = ""
         self._loop = asyncio.new_event_loop()
         self._client: Any = None
         self._sock: Optional[socket.socket] = None
@@ -141,12 +136,10 @@ class Qmp:
         cmd: str,
         arguments: Optional[Mapping[str, Any]] = None,
         timeout: float = 10.0,
-        oob: bool = False,
     ) -> Any:
-        """A command's return value, or QmpCommandError, QmpTimeout, QmpDisconnected."""
         self._alive()
         try:
-            return self._run(self._client.execute(cmd, arguments, oob=oob), timeout)
+            return self._run(self._client.execute(cmd, arguments), timeout)
         except asyncio.TimeoutError:
             self._kill(f"no reply to '{cmd}' within {timeout:g} s")
             raise QmpTimeout(
@@ -166,11 +159,6 @@ class Qmp:
             self._kill(f"interrupted during '{cmd}'")
             raise
 
-    def hmp(self, line: str, timeout: float = 10.0) -> str:
-        """The output of a command of the human monitor, with plain line ends."""
-        text = self.execute("human-monitor-command", {"command-line": line}, timeout)
-        return str(text).replace("\r\n", "\n")
-
     def _send_fd(self, fd: int) -> None:
         """A descriptor rides on a blank before its command; QEMU keeps it until that comes."""
         self._alive()
@@ -178,38 +166,19 @@ class Qmp:
             raise AssertionError
         self._sock.sendmsg([b" "], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", [fd]))])
 
-    def getfd(self, name: str, fd: int, timeout: float = 10.0) -> None:
-        """Give QEMU a copy of a descriptor under a name. The caller's own stays open."""
+    def execute_with_fd(
+        self, cmd: str, arguments: Mapping[str, Any], fd: int, timeout: float = 10.0
+    ) -> Any:
         self._send_fd(fd)
-        self.execute("getfd", {"fdname": name}, timeout)
+        return self.execute(cmd, arguments, timeout)
 
-    def closefd(self, name: str, timeout: float = 10.0) -> None:
-        """Close what getfd gave."""
-        self.execute("closefd", {"fdname": name}, timeout)
+    def stop(self, timeout: float = 10.0) -> None:
+        self.execute("stop", timeout=timeout)
 
-    def add_fd(
-        self, fd: int, opaque: str, timeout: float = 10.0, fdset: Optional[int] = None
-    ) -> int:
-        """Give QEMU a descriptor in a new (or the given) set; returns N of '/dev/fdset/N'."""
-        self._send_fd(fd)
-        arguments: dict[str, Any] = {"opaque": opaque}
-        if fdset is not None:
-            arguments["fdset-id"] = fdset
-        return int(self.execute("add-fd", arguments, timeout)["fdset-id"])
-
-    def remove_fdset(self, fdset: int, timeout: float = 10.0) -> None:
-        """Remove a set; QEMU closes its descriptors once nothing uses them.
-
-        Up to QEMU 9.0 it only closes them while the guest runs: remove sets after `cont`.
-        """
-        self.execute("remove-fd", {"fdset-id": fdset}, timeout)
+    def cont(self, timeout: float = 10.0) -> None:
+        self.execute("cont", timeout=timeout)
 
     def events(self, wait: float = 0.0) -> list[dict[str, Any]]:
-        """All events that arrived and were not returned before, oldest first, as QEMU sent them.
-
-        `wait`: wait up to so many seconds for the first one. Never raises for a dead connection:
-        what was collected before is still handed out.
-        """
         found = self._drain()
         if not found and wait > 0 and not self._dead:
             with contextlib.suppress(asyncio.TimeoutError):
@@ -243,7 +212,6 @@ class Qmp:
 
     @property
     def dead(self) -> bool:
-        """Whether the connection is known to be unusable."""
         return bool(self._dead)
 
     def _kill(self, why: str) -> None:
@@ -268,19 +236,7 @@ class Qmp:
                 self._sock.close()
 
     def close(self) -> None:
-        """Let go of the socket. Bounded; may be called again."""
         self._dead = self._dead or "it was closed"
         self._disconnect()
         if not self._loop.is_closed():
             self._loop.close()
-
-    def __enter__(self) -> Qmp:
-        return self
-
-    def __exit__(
-        self,
-        kind: Optional[type[BaseException]],
-        error: Optional[BaseException],
-        trace: Optional[TracebackType],
-    ) -> None:
-        self.close()

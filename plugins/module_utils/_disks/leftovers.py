@@ -8,9 +8,10 @@ import contextlib
 import time
 from typing import Any
 
-from ansible_collections.livesnap.qemu.plugins.module_utils._connection.qmp import Qmp
+from ansible_collections.livesnap.qemu.plugins.module_utils._connection.connection import (
+    Connection,
+)
 from ansible_collections.livesnap.qemu.plugins.module_utils._errors import (
-    LivesnapError,
     QmpCommandError,
     TimedOutError,
 )
@@ -26,18 +27,18 @@ def prefix_of(snapshot_id: str) -> str:
     return f"{PREFIX}{snapshot_id[:8]}-"
 
 
-def jobs(qmp: Qmp, prefix: str) -> list[dict[str, Any]]:
+def jobs(qmp: Connection, prefix: str) -> list[dict[str, Any]]:
     """Block jobs whose id begins so."""
     return [job for job in qmp.execute("query-jobs") if str(job["id"]).startswith(prefix)]
 
 
-def nodes(qmp: Qmp, prefix: str) -> list[str]:
+def nodes(qmp: Connection, prefix: str) -> list[str]:
     """Block nodes whose name begins so."""
     every = qmp.execute("query-named-block-nodes", {"flat": True})
     return [str(node["node-name"]) for node in every if str(node["node-name"]).startswith(prefix)]
 
 
-def fdsets(qmp: Qmp, prefix: str) -> list[int]:
+def fdsets(qmp: Connection, prefix: str) -> list[int]:
     """Descriptor sets with a descriptor whose opaque text begins so."""
     return [
         int(entry["fdset-id"])
@@ -46,14 +47,14 @@ def fdsets(qmp: Qmp, prefix: str) -> list[int]:
     ]
 
 
-def found(qmp: Qmp, prefix: str = PREFIX) -> list[str]:
+def found(qmp: Connection, prefix: str = PREFIX) -> list[str]:
     """What is there, in words; queries only."""
     said = [f"block job '{job['id']}' ({job['status']})" for job in jobs(qmp, prefix)]
     said += [f"block node '{name}'" for name in nodes(qmp, prefix)]
     return said + [f"descriptor set {number}" for number in fdsets(qmp, prefix)]
 
 
-def remove(qmp: Qmp, prefix: str, timeout: float = 30.0) -> list[str]:
+def remove(qmp: Connection, prefix: str, timeout: float = 30.0) -> list[str]:
     """Cancel jobs and wait for their end, dismiss them, delete nodes, close descriptors.
 
     Returns what was removed; raises LivesnapError when something stays.
@@ -68,7 +69,7 @@ def remove(qmp: Qmp, prefix: str, timeout: float = 30.0) -> list[str]:
     return said
 
 
-def _end_jobs(qmp: Qmp, prefix: str, timeout: float) -> None:
+def _end_jobs(qmp: Connection, prefix: str, timeout: float) -> None:
     deadline = time.monotonic() + timeout
     asked: set[str] = set()
     while True:
@@ -91,12 +92,3 @@ def _end_jobs(qmp: Qmp, prefix: str, timeout: float) -> None:
                 "storage under the guest's disks or the store hangs",
             )
         time.sleep(0.02)
-
-
-def try_remove(qmp: Qmp, prefix: str) -> str:
-    """The same for an undo: '' or what went wrong."""
-    try:
-        remove(qmp, prefix)
-    except LivesnapError as err:
-        return str(err)
-    return ""

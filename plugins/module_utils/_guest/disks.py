@@ -5,7 +5,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Callable
+from typing import Any, Callable, Mapping
 
 from ansible_collections.livesnap.qemu.plugins.module_utils._guest.paths import absolute
 
@@ -29,16 +29,18 @@ class Disk:
     read_only: bool
     removable: bool
     inserted: bool
+    #: libvirt's name for it, such as 'vda'; '' for guests that are not libvirt's.
+    target: str = ""
 
     @property
     def label(self) -> str:
         """How to call it in messages."""
-        return self.device or self.qdev or self.node
+        return self.target or self.device or self.qdev or self.node
 
     @property
     def names(self) -> tuple[str, ...]:
         """Everything that a user may call it by; none is empty."""
-        every = (self.device, self.node, self.qdev, self.serial)
+        every = (self.target, self.device, self.node, self.qdev, self.serial)
         return tuple(name for name in every if name)
 
 
@@ -49,9 +51,15 @@ def device_id(qdev: str) -> str:
 
 
 def parse_disks(
-    blocks: list[dict[str, Any]], cwd: str, serial_of: Callable[[str], str]
+    blocks: list[dict[str, Any]],
+    cwd: str,
+    serial_of: Callable[[str], str],
+    targets: Mapping[str, str],
 ) -> list[Disk]:
-    """The answer of query-block, in QEMU's order. `serial_of` is asked for each QOM path. Pure."""
+    """The answer of query-block, in QEMU's order. `serial_of` is asked for each QOM path. Pure.
+
+    `targets`: device id -> libvirt's name.
+    """
     found = []
     for block in blocks:
         path = str(block.get("qdev", ""))
@@ -70,6 +78,7 @@ def parse_disks(
                 read_only=bool(disk.get("ro", True)),
                 removable=bool(block.get("removable", False)),
                 inserted=inserted is not None,
+                target=targets.get(device_id(path), ""),
             )
         )
     return found

@@ -8,12 +8,19 @@ import contextlib
 import os
 import re
 from dataclasses import dataclass, field
-from typing import Any, Optional
+from typing import Any, Mapping, Optional
 
 from ansible_collections.livesnap.qemu.plugins.module_utils._clone import cmdline
-from ansible_collections.livesnap.qemu.plugins.module_utils._connection.qmp import Qmp
+from ansible_collections.livesnap.qemu.plugins.module_utils._connection.connection import (
+    Connection,
+)
+from ansible_collections.livesnap.qemu.plugins.module_utils._connection.domain import Domain
 from ansible_collections.livesnap.qemu.plugins.module_utils._errors import QmpCommandError
 from ansible_collections.livesnap.qemu.plugins.module_utils._guest.disks import Disk, parse_disks
+from ansible_collections.livesnap.qemu.plugins.module_utils._guest.domain_xml import (
+    disk_targets,
+    xml_blockers,
+)
 from ansible_collections.livesnap.qemu.plugins.module_utils._guest.firmware import (
     Firmware,
     firmware_of,
@@ -91,12 +98,14 @@ class GuestFacts:
     free_page_reporting: bool
     blockers: list[str] = field(default_factory=list)
     restore_blockers: list[str] = field(default_factory=list)
+    #: libvirt's, as it runs; None for a guest that is not libvirt's.
+    domain_xml: Optional[str] = None
 
 
 class _Asker:
     """Queries whose refusal means that there is nothing to know."""
 
-    def __init__(self, qmp: Qmp) -> None:
+    def __init__(self, qmp: Connection) -> None:
         self.qmp = qmp
 
     def get(self, path: str, name: str, default: Any = "") -> Any:
@@ -120,8 +129,9 @@ class _Asker:
         return default
 
 
-def read_facts(qmp: Qmp, process: QemuProcess) -> GuestFacts:
+def read_facts(qmp: Connection, process: QemuProcess) -> GuestFacts:
     """Ask all of it; some 20 ms for a guest of usual size. Raises QmpError when QEMU is gone."""
+    xml = qmp.xml() if isinstance(qmp, Domain) else None
     ask = _Asker(qmp)
     status = qmp.execute("query-status")
     ramblock = qmp.hmp("info ramblock")
@@ -149,7 +159,7 @@ def read_facts(qmp: Qmp, process: QemuProcess) -> GuestFacts:
         memory_bytes=int(memory.get("base-memory", 0)) + int(memory.get("plugged-memory", 0)),
         ramblock=ramblock,
         gpa=parse_mtree(qmp.hmp("info mtree -f"), parse_ramblocks(ramblock)),
-        disks=read_disks(qmp, process.cwd),
+        disks=read_disks(qmp, process.cwd, {} if xml is None else disk_targets(xml)),
         devices=devices,
         backends=backends,
         netdev_types=parse_network(qmp.hmp("info network")),
@@ -166,15 +176,22 @@ def read_facts(qmp: Qmp, process: QemuProcess) -> GuestFacts:
             if device.type.startswith("virtio-balloon")
         ),
         blockers=[str(reason) for reason in migration.get("blocked-reasons", [])],
-        restore_blockers=command.restore_blockers() + plug_blockers(devices, command.device_ids()),
+        # libvirt makes a command line of the XML, in which plugged devices are.
+        restore_blockers=command.restore_blockers() + plug_blockers(devices, command.device_ids())
+        if xml is None
+        else xml_blockers(xml),
+        domain_xml=xml,
     )
 
 
-def read_disks(qmp: Qmp, cwd: str) -> list[Disk]:
+def read_disks(qmp: Connection, cwd: str, targets: Mapping[str, str]) -> list[Disk]:
     """The guest's drives, with the serial numbers that their devices were given."""
     ask = _Asker(qmp)
     return parse_disks(
-        qmp.execute("query-block"), cwd, lambda path: str(ask.get(path, "serial", "") or "")
+        qmp.execute("query-block"),
+        cwd,
+        lambda path: str(ask.get(path, "serial", "") or ""),
+        targets,
     )
 
 
@@ -223,7 +240,7 @@ def plug_blockers(devices: list[Device], started_with: list[str]) -> list[str]:
     return blockers
 
 
-def agent_listens(qmp: Qmp, agent_socket: str) -> Optional[bool]:
+def agent_listens(qmp: Connection, agent_socket: str) -> Optional[bool]:
     """Whether a program in the guest has the agent's port open; None when QEMU does not tell.
 
     A virtio-serial port is open or not ('frontend-open'); for other channels it says true always.

@@ -183,6 +183,15 @@ FIELDS: dict[str, tuple[Check, str]] = {
 }
 
 
+#: Fields that came later: what is there must be right.
+LATER: dict[str, tuple[Check, str]] = {
+    "domain": (
+        _or_null(_object(file=_one_of("domain.xml"), bytes=_int, sha256=_text, uri=_text)),
+        "a domain entry or null",
+    ),
+}
+
+
 def encode(fields: Mapping[str, Any]) -> bytes:
     """The file of these fields, with their checksum as the last one."""
     body: dict[str, Any] = {"schema": SCHEMA, "version": VERSION}
@@ -227,6 +236,9 @@ def check(fields: Mapping[str, Any], what: str) -> None:
             raise StoreError(f"{what} lacks '{key}'")
         if not test(fields[key]):
             raise StoreError(f"{what} has a bad '{key}': expected {expected}")
+    for key, (test, expected) in LATER.items():
+        if key in fields and not test(fields[key]):
+            raise StoreError(f"{what} has a bad '{key}': expected {expected}")
     used = [disk["file"] for disk in fields["disks"]]
     if len(set(used)) != len(used):
         raise StoreError(f"{what} names the same file for two disks")
@@ -257,6 +269,8 @@ def sizes(fields: Mapping[str, Any]) -> list[tuple[str, int]]:
         found.append((fields["memory"]["file"], fields["memory"]["file_bytes"]))
     if fields["devices"] is not None:
         found.append((fields["devices"]["file"], fields["devices"]["bytes"]))
+    if fields.get("domain") is not None:
+        found.append((fields["domain"]["file"], fields["domain"]["bytes"]))
     return found
 
 

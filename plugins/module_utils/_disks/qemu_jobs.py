@@ -1,0 +1,87 @@
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Copies by block jobs of QEMU's, begun in one transaction.
+
+QEMU gets each target as a descriptor (/dev/fdset/N): it needs no access to the store.
+"""
+
+from __future__ import annotations
+
+from typing import Sequence
+
+from ansible_collections.livesnap.qemu.plugins.module_utils._connection.connection import (
+    Connection,
+)
+from ansible_collections.livesnap.qemu.plugins.module_utils._disks import leftovers
+from ansible_collections.livesnap.qemu.plugins.module_utils._disks.target import FORMAT, Target
+from ansible_collections.livesnap.qemu.plugins.module_utils._errors import LivesnapError
+
+
+class QemuJobs:
+    """The copies of one snapshot of a guest that has no manager."""
+
+    def __init__(self, prefix: str, targets: Sequence[Target]) -> None:
+        """All names in QEMU begin with the prefix."""
+        self._prefix = prefix
+        self._targets = targets
+
+    def prepare(self, qmp: Connection) -> None:
+        """Open the targets in QEMU. Nothing is copied yet."""
+        for target in self._targets:
+            fdset = qmp.add_fd(target.fd, f"{self._prefix}{target.disk.node}"[:200])
+            qmp.execute(
+                "blockdev-add",
+                {
+                    "driver": FORMAT,
+                    "node-name": target.node,
+                    "discard": "unmap",
+                    "detect-zeroes": "unmap",
+                    "file": {"driver": "file", "filename": f"/dev/fdset/{fdset}"},
+                },
+            )
+
+    def begin(self, qmp: Connection, timeout: float) -> None:
+        """The guest is stopped: the copies are of this instant from the reply on."""
+        actions = [
+            {
+                "type": "blockdev-backup",
+                "data": {
+                    "job-id": f"{target.node}-job",
+                    "device": target.disk.node,
+                    "target": target.node,
+                    "sync": "full",
+                    "auto-dismiss": False,
+                },
+            }
+            for target in self._targets
+        ]
+        qmp.execute("transaction", {"actions": actions}, timeout)
+
+    def poll(self, qmp: Connection) -> tuple[bool, int, int]:
+        """(all are done, bytes copied, bytes in all). Raises LivesnapError when one failed."""
+        found = {str(job["id"]): job for job in leftovers.jobs(qmp, self._prefix)}
+        finished, done, total = True, 0, 0
+        for target in self._targets:
+            job = found.get(f"{target.node}-job")
+            if job is None:
+                raise LivesnapError(
+                    f"the copy of disk '{target.disk.label}' has disappeared from QEMU",
+                    "somebody else dismissed block job '" + target.node + "-job'",
+                )
+            if job.get("error"):
+                raise LivesnapError(
+                    f"the copy of disk '{target.disk.label}' failed: {job['error']}",
+                    "is there room in the store?",
+                )
+            size = max(int(job["total-progress"]), target.disk.virtual_bytes)
+            total += size
+            if job["status"] == "concluded":
+                done += size
+            else:
+                finished = False
+                done += min(size, int(job["current-progress"]))
+        return finished, done, total
+
+    def remove(self, qmp: Connection) -> None:
+        """Take them out of QEMU, in every state."""
+        leftovers.remove(qmp, self._prefix)

@@ -1,0 +1,38 @@
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""What libvirt's XML of a running domain tells that QEMU does not. Pure.
+
+The XML is of the machine's own libvirtd, which root trusts with more than this.
+"""
+
+from __future__ import annotations
+
+import xml.etree.ElementTree as ET
+
+_AGENT = "org.qemu.guest_agent.0"
+
+
+def disk_targets(xml: str) -> dict[str, str]:
+    """Alias of a disk's device, which is its id in QEMU -> its target in the guest ('vda')."""
+    found = {}
+    for disk in ET.fromstring(xml).iterfind("./devices/disk"):
+        alias, target = disk.find("alias"), disk.find("target")
+        if alias is not None and target is not None:
+            found[alias.get("name", "")] = target.get("dev", "")
+    return found
+
+
+def xml_blockers(xml: str) -> list[str]:
+    """What a restore would lack, as far as the XML tells."""
+    devices = ET.fromstring(xml).find("./devices")
+    if devices is None or devices.find("tpm") is None:
+        return []
+    return ["the domain has a TPM, whose state is not in the snapshot"]
+
+
+def agent_state(xml: str) -> str:
+    """'connected', 'disconnected' or 'absent': the channel of the guest's agent."""
+    for target in ET.fromstring(xml).iterfind("./devices/channel/target"):
+        if target.get("name") == _AGENT:
+            return target.get("state", "disconnected")
+    return "absent"

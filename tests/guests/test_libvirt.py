@@ -1,0 +1,201 @@
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Snapshots of libvirt's domains; libvirt's own view of them stays what it was."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import threading
+import time
+import xml.etree.ElementTree as ET
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from ansible_collections.livesnap.qemu.plugins.module_utils._bracket.api import (
+    plan_snapshot,
+    remove_snapshot,
+)
+from ansible_collections.livesnap.qemu.plugins.module_utils._errors import LivesnapError
+from lab import DiskSpec, Domain, Libvirtd, QmpError
+from taking import TestStore, as_module, export, folder_of, images_of, verdict
+
+
+@pytest.fixture(scope="module")
+def domain(libvirtd: Libvirtd) -> Iterator[Domain]:
+    """A guest of libvirt's as it comes: unprivileged, sandboxed, in namespaces of its own."""
+    with Domain(libvirtd, name="stock", disks=(DiskSpec(), DiskSpec(64, "qcow2"))) as guest:
+        yield guest
+
+
+def view(domain: Domain) -> tuple[str, ...]:
+    """What libvirt tells of a domain."""
+    return (
+        domain.virsh("dumpxml"), domain.virsh("dumpxml", "--inactive"), domain.virsh("domblklist"),
+        domain.virsh("snapshot-list"), domain.virsh("checkpoint-list"),
+        domain.virsh("domjobinfo"), domain.virsh("domstate"))
+
+
+def test_snapshot_of_a_domain(domain: Domain, store: TestStore) -> None:
+    status = Path(f"/proc/{domain.pid}/status").read_text()
+    assert re.search(r"^Uid:\s+[1-9]", status, re.M) and re.search(r"^Seccomp:\s+2", status, re.M)
+    assert Path("/proc/sys/vm/unprivileged_userfaultfd").read_text().strip() == "0"
+    with domain.qmp() as qmp, pytest.raises(QmpError, match="not supported by host kernel"):
+        qmp.execute("migrate-set-capabilities", {
+            "capabilities": [{"capability": "background-snapshot", "state": True}]})
+    before = view(domain)
+    result = store.take(domain, "one")
+    assert verdict(domain, result, domain.witness()["pages"]) == ""
+    snapshot = result["snapshot"]
+    assert snapshot["consistency"]["level"] == "filesystem"
+    assert [disk["match"] for disk in snapshot["disks"]] == ["vda", "vdb"]
+    assert view(domain) == before
+    domain.counts()
+    assert store.take(domain, "one") == {**result, "changed": False, "actions": [], "diff": {
+        "before": {}, "after": {}}}
+    # The folder is the domain's name, whichever way it was asked for.
+    again = store.take(domain, "one", guest=domain.uuid)
+    assert again["snapshot"]["path"] == snapshot["path"] and not again["changed"]
+    owners = {os.stat(image).st_uid for image in images_of(result)}
+    assert owners == {os.stat(f"/proc/{domain.pid}").st_uid}
+
+
+def test_a_paused_domain_stays_paused(domain: Domain, store: TestStore) -> None:
+    domain.virsh("suspend")
+    try:
+        result = store.take(domain, "paused")
+        assert domain.virsh("domstate").strip() == "paused"
+    finally:
+        domain.virsh("resume")
+    said = result["snapshot"]["consistency"]["indications"]
+    assert said == ["fsfreeze: not done: not possible: guest is paused"]
+    assert verdict(domain, result, domain.witness()["pages"]) == ""
+
+
+def test_check_mode_touches_nothing(domain: Domain, store: TestStore) -> None:
+    before = view(domain)
+    spec = store.spec(domain, "planned", disks=[{"match": "vdb", "scheme": "none"}])
+    plan = as_module(lambda: plan_snapshot(spec))
+    assert [disk["match"] for disk in plan["snapshot"]["disks"]] == ["vda"]
+    assert plan["snapshot"]["engine"] == "uffd"
+    assert view(domain) == before and not list(store.path.iterdir())
+
+
+def test_five_in_a_row_while_libvirtd_is_restarted(
+        libvirtd: Libvirtd, domain: Domain, store: TestStore) -> None:
+    before = view(domain)
+    for number in range(5):
+        if number in (1, 3):
+            libvirtd.restart()
+        during = threading.Thread(target=restart_in_the_copy, args=(libvirtd, store))
+        if number in (2, 4):
+            during.start()
+        try:
+            result = store.take(domain, f"row{number}", bandwidth=100 << 20, compression="none")
+        finally:
+            if number in (2, 4):
+                during.join()
+        assert verdict(domain, result, domain.witness()["pages"]) == "", number
+    domain.counts()
+    assert view(domain) == before
+    for number in (2, 0, 4, 1, 3):
+        spec = store.spec(domain, f"row{number}")
+        assert as_module(lambda spec=spec: remove_snapshot(spec))["changed"]  # type: ignore[misc]
+    assert view(domain) == before
+
+
+def restart_in_the_copy(libvirtd: Libvirtd, store: TestStore) -> None:
+    deadline = time.monotonic() + 60
+    while not list(store.path.glob("*/*.partial/ram.lsnap*")):
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    time.sleep(0.5)
+    libvirtd.restart()
+
+
+def test_another_job_is_waited_for_then_refused(domain: Domain, store: TestStore) -> None:
+    target = domain.folder / "theirs.qcow2"
+    backup = domain.folder / "backup.xml"
+    backup.write_text(f"<domainbackup mode='pull'><server transport='unix' "
+                      f"socket='{domain.folder}/nbd'/><disks><disk name='vda' type='file'>"
+                      f"<scratch file='{target}'/></disk></disks></domainbackup>")
+    domain.folder.chmod(0o777)
+    domain.virsh("backup-begin", str(backup))
+    try:
+        with pytest.raises(LivesnapError, match="busy with a job on domain 'stock'"):
+            store.take(domain, "refused", lock_timeout=1)
+    finally:
+        domain.virsh("domjobabort")
+        domain.folder.chmod(0o755)
+    assert not list(store.path.glob("*/*"))
+    assert store.take(domain, "taken")["changed"]
+
+
+def test_no_such_domain_and_no_such_libvirt(domain: Domain, store: TestStore) -> None:
+    with pytest.raises(LivesnapError, match="has no domain 'nosuch'"):
+        store.take(domain, "x", guest="nosuch")
+    with pytest.raises(LivesnapError, match="cannot be reached"):
+        store.take(domain, "x", uri="qemu:///system?socket=/nowhere")
+    with pytest.raises(LivesnapError, match="not of this machine's libvirt"):
+        store.take(domain, "x", uri="qemu+ssh://elsewhere/system")
+
+
+def test_a_store_that_qemu_cannot_get_to(domain: Domain, store: TestStore) -> None:
+    hidden = store.path / "hidden"
+    (hidden / "store").mkdir(parents=True)
+    hidden.chmod(0o700)
+    before = view(domain)
+    with pytest.raises(LivesnapError, match="cannot be reached by user 'libvirt-qemu'"):
+        store.take(domain, "x", store=str(hidden / "store"))
+    assert view(domain) == before and not list((hidden / "store").iterdir())
+
+
+def overlays(domain: Domain, images: list[Path]) -> dict[str, Path]:
+    """target -> an overlay on an image of the snapshot, where QEMU's user may write."""
+    found = {}
+    for number, image in enumerate(images):
+        path = domain.folder / f"restored{number}.qcow2"
+        subprocess.run(["qemu-img", "create", "-q", "-f", "qcow2", "-F", "qcow2", "-b", str(image),
+                        str(path)], check=True, timeout=60)
+        found[f"vd{chr(ord('a') + number)}"] = path
+    return found
+
+
+def restored_xml(folder: Path, disks: dict[str, Path]) -> str:
+    """The domain's XML of the instant, with its disks where they are now."""
+    root = ET.parse(folder / "domain.xml").getroot()
+    for disk in root.iterfind("./devices/disk"):
+        target, driver, source = (disk.find(tag) for tag in ("target", "driver", "source"))
+        assert target is not None and driver is not None and source is not None
+        source.attrib = {"file": str(disks[target.attrib["dev"]])}
+        driver.set("type", "qcow2")
+        for stale in disk.findall("backingStore"):
+            disk.remove(stale)
+    return ET.tostring(root, encoding="unicode")
+
+
+@pytest.mark.parametrize("freeze", ["never", "required"])
+def test_virsh_restores_the_export(
+        libvirtd: Libvirtd, store: TestStore, tmp_path: Path, freeze: str) -> None:
+    with Domain(libvirtd, name="comes-back") as domain:
+        result = store.take(domain, "one", freeze=freeze)
+        counter = domain.counts()["counter"]
+        domain.shut_down()
+        xml = tmp_path / "edited.xml"
+        xml.write_text(restored_xml(folder_of(result), overlays(domain, images_of(result))))
+        save = export(result, domain.folder / "save", "libvirt", "--xml", str(xml))
+        libvirtd.virsh("restore", str(save))
+        domain.pid = int((libvirtd.folder / "run" / "qemu" / "comes-back.pid").read_text())
+        if freeze == "required":
+            domain.virsh("domfsthaw")
+        # It goes on where it was: the original had counted further.
+        assert domain.ask()["counter"] <= counter + 200
+        assert domain.counts()["intact"]
+        # An ordinary domain again, in use by what it was restored from.
+        again = store.take(domain, "two")
+        assert verdict(domain, again, domain.witness()["pages"]) == ""
+        domain.virsh("managedsave")
+        domain.virsh("start")
+        domain.counts()

@@ -1,0 +1,62 @@
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""A libvirt domain by module and role, as an inventory names it."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from guests import MODULE, files
+from lab import Domain, Libvirtd
+from runs import Controller, local, play
+from taking import TestStore
+
+
+@pytest.fixture(scope="module")
+def db1() -> Iterator[Domain]:
+    """The domain of the example, in a libvirtd of the tests' own."""
+    with Libvirtd() as libvirtd, Domain(libvirtd, name="db1", memory=128) as domain:
+        yield domain
+
+
+@pytest.fixture
+def store() -> Iterator[Path]:
+    """Where QEMU's user gets to, as pytest's own folders are not."""
+    place = TestStore()
+    yield place.path
+    place.remove()
+
+
+def test_the_example(prepared: Controller, db1: Domain, store: Path) -> None:
+    found = importlib.import_module("ansible_collections.livesnap.qemu.plugins.modules.livesnap")
+    tasks: list[dict[str, Any]] = yaml.safe_load(found.EXAMPLES)
+    task = next(task for task in tasks if task[MODULE]["guest"] == "db1")
+    defaults = {MODULE: {"store": str(store), "uri": db1.libvirtd.uri}}
+    result = prepared.playbook(local(), play(task, module_defaults=defaults)).good().one()
+    assert result["changed"] is True
+    assert result["snapshot"]["consistency"]["level"] == "filesystem"
+    db1.counts()
+
+
+def test_the_role_takes_one_a_slot(prepared: Controller, db1: Domain, store: Path) -> None:
+    there = local(livesnap_guests=[{"name": "db1"}], livesnap_store=str(store),
+                  livesnap_uri=db1.libvirtd.uri, livesnap_schedule="daily")
+    before = files(store)
+    planned = prepared.playbook(there, "livesnap.qemu.snapshot", "--check").good()
+    assert planned.one()["changed"] is True and files(store) == before
+    taken = prepared.playbook(there, "livesnap.qemu.snapshot").good().one()
+    again = prepared.playbook(there, "livesnap.qemu.snapshot").good()
+    assert taken["changed"] is True and again.one()["changed"] is False
+    assert again.one()["snapshot"] == taken["snapshot"]
+
+
+def test_a_domain_that_is_not_there(prepared: Controller, db1: Domain, store: Path) -> None:
+    given = {"guest": "gone", "name": "x", "store": str(store), "uri": db1.libvirtd.uri}
+    failed = prepared.playbook(local(), play({"name": "Fails", MODULE: given}))
+    assert failed.code != 0
+    assert "has no domain 'gone'; see 'virsh list --all'" in failed.text

@@ -142,6 +142,26 @@ def test_no_such_domain_and_no_such_libvirt(domain: Domain, store: TestStore) ->
         store.take(domain, "x", uri="qemu+ssh://elsewhere/system")
 
 
+def test_the_firmwares_variables_are_captured(libvirtd: Libvirtd, store: TestStore) -> None:
+    domain = Domain(libvirtd, name="flash")
+    # Any firmware that lies in flash has its variables beside it; SeaBIOS boots fast.
+    variables = domain.folder / "variables.fd"
+    variables.write_bytes(b"V" * (128 << 10))
+    xml = domain.folder / "domain.xml"
+    xml.write_text(xml.read_text().replace("</type>", f"""</type>
+        <loader readonly='yes' type='pflash'>/usr/share/seabios/bios-256k.bin</loader>
+        <nvram>{variables}</nvram>""", 1))
+    libvirtd.virsh("define", str(xml))
+    with domain:
+        before = view(domain)
+        result = store.take(domain, "one")
+        assert view(domain) == before
+        copy, _disk = images_of(result)
+        subprocess.run(["qemu-img", "compare", "-f", "raw", "-F", "qcow2", str(variables),
+                        str(copy)], check=True, stdout=subprocess.DEVNULL, timeout=60)
+        domain.counts()
+
+
 def test_a_store_that_qemu_cannot_get_to(domain: Domain, store: TestStore) -> None:
     hidden = store.path / "hidden"
     (hidden / "store").mkdir(parents=True)

@@ -12,6 +12,7 @@
 
 #include "commands.h"
 #include "common/cleanup.h"
+#include "common/clock.h"
 #include "common/event.h"
 #include "stream/source.h"
 #include "stream/stream.h"

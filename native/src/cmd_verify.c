@@ -3,6 +3,7 @@
 #include <stdio.h>
 
 #include "commands.h"
+#include "common/clock.h"
 #include "common/event.h"
 #include "stream/source.h"
 

@@ -21,7 +21,7 @@
 
 #include <cmocka.h>
 
-#include "guard/clock.h"
+#include "common/clock.h"
 
 static char lab_folder[64];
 

@@ -107,22 +107,16 @@ int ls_engine_prearm(struct ls_engine *e, bool *done, struct ls_protect_result *
 
 int ls_engine_protect(struct ls_engine *e, struct ls_protect_result *result, struct ls_error *err)
 {
+    /* After pre-arm only what was written since is not protected, and one look has to do: arm's
+     * looks again. */
+    const bool until_none = !e->protected_once;
     struct ls_scan_result scan;
 
     if (register_all(e, err))
         return -1;
     if (LS_FAULT("capture.protect"))
         return ls_fail(err, LS_INTERNAL, "fault", "fault point capture.protect");
-    if (e->protected_once) {
-        /* Only what was written since is not protected. One look has to do: arm's looks again. */
-        atomic_exchange_explicit(&e->removed, 0, memory_order_acq_rel);
-        result->scans = 1;
-        if (ls_protect_written(e, &scan, err))
-            return -1;
-        result->pages = scan.populated;
-        return 0;
-    }
-    if (ls_protect_all(e, err))
+    if (!e->protected_once && ls_protect_all(e, err))
         return -1;
     e->protected_once = true;
     result->scans = 0;
@@ -140,7 +134,7 @@ int ls_engine_protect(struct ls_engine *e, struct ls_protect_result *result, str
             *err = failed;
             return -1;
         }
-    } while (scan.unprotected > 0);
+    } while (until_none && scan.unprotected > 0);
     result->pages = scan.populated;
     return 0;
 }

@@ -8,6 +8,7 @@
 #include <unistd.h>
 
 #include "capture/stage_memory.h"
+#include "common/clock.h"
 
 #define RESERVE (256ull << 20)   /* memory that is left to the host besides the half */
 #define LOOK_S 1.0               /* how often the host is asked */
@@ -36,14 +37,6 @@ static uint64_t allowed(const struct ls_budget *b, uint64_t own)
     uint64_t half = all > RESERVE ? (all - RESERVE) / 2 : 0;
 
     return half < b->most ? half : b->most;
-}
-
-static double seconds_since(const struct timespec *then)
-{
-    struct timespec now;
-
-    clock_gettime(CLOCK_MONOTONIC, &now);
-    return (double)(now.tv_sec - then->tv_sec) + (double)(now.tv_nsec - then->tv_nsec) / 1e9;
 }
 
 /* A window of 2 s needs no capability. 10 % of it is more than a page cache that turns over. */
@@ -94,7 +87,7 @@ static void fit(struct ls_budget *b, struct ls_stage *s)
 
     if (own > may)
         ls_stage_shrink(s, (uint32_t)((own - may) / LS_SLOT_BYTES), LS_SLOTS_MIN);
-    else if (own + HYSTERESIS <= may && !(b->pressed && seconds_since(&b->pressed_at) < CALM_S))
+    else if (own + HYSTERESIS <= may && !(b->pressed && ls_seconds_since(&b->pressed_at) < CALM_S))
         ls_stage_grow(s, GROW_SLOTS);
     else
         clock_gettime(CLOCK_MONOTONIC, &b->looked_at);
@@ -104,6 +97,6 @@ void ls_budget_look(struct ls_budget *b, struct ls_stage *s, bool capturing)
 {
     if (!capturing)
         ls_stage_shrink(s, UINT32_MAX, 0);
-    else if (b->automatic && seconds_since(&b->looked_at) >= LOOK_S)
+    else if (b->automatic && ls_seconds_since(&b->looked_at) >= LOOK_S)
         fit(b, s);
 }

@@ -9,19 +9,12 @@
 #include <unistd.h>
 
 #include "capture/engine.h"
+#include "common/clock.h"
 #include "uffd/uffd.h"
 
 #define IDLE_MS 100
 #define BATCH 8
 #define NEIGHBOURS 16u /* pages, 64 KiB */
-
-static uint64_t now_ns(void)
-{
-    struct timespec t;
-
-    clock_gettime(CLOCK_MONOTONIC, &t);
-    return (uint64_t)t.tv_sec * 1000000000ull + (uint64_t)t.tv_nsec;
-}
 
 static bool all_saved(struct ls_engine *e, const struct ls_block *b, uint64_t start, uint64_t end)
 {
@@ -253,13 +246,13 @@ static void handle(struct ls_fault_thread *t, uint32_t mode, uint64_t address)
 {
     struct ls_engine *e = t->engine;
     const struct ls_block *b = ls_layout_find(&e->layout, address);
-    uint64_t began = now_ns();
+    uint64_t began = ls_now_ns();
 
     if (mode == LS_MODE_RELEASE || !b || ls_engine_stopping(e)) {
         release_fault(t, b, address);
     } else {
         save_fault(t, b, address);
-        ls_histogram_add(&e->fault_time, now_ns() - began);
+        ls_histogram_add(&e->fault_time, ls_now_ns() - began);
         atomic_fetch_add_explicit(&e->progress->faults, 1, memory_order_relaxed);
     }
     atomic_fetch_sub_explicit(&e->progress->faults_pending, 1, memory_order_relaxed);

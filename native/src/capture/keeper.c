@@ -10,19 +10,12 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include "common/clock.h"
 #include "common/ksm.h"
 #include "guard/log.h"
 
 #define PROGRESS_S 0.25
 #define WRITER_GRACE_MS 2000 /* how long a writer may take to remove its image */
-
-double ls_seconds_since(const struct timespec *began)
-{
-    struct timespec now;
-
-    clock_gettime(CLOCK_MONOTONIC, &now);
-    return (double)(now.tv_sec - began->tv_sec) + (double)(now.tv_nsec - began->tv_nsec) / 1e9;
-}
 
 static void set_state(struct ls_keeper *k, enum ls_progress_state state)
 {

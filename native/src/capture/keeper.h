@@ -61,6 +61,4 @@ int ls_keeper_describe(struct ls_keeper *k, const struct ls_layout *layout, stru
 /* ---- obey.c: reads requests that have come, and does them ---- */
 int ls_keeper_obey(struct ls_keeper *k, struct ls_error *err);
 
-double ls_seconds_since(const struct timespec *began);
-
 #endif

@@ -3,6 +3,7 @@
 #include <stdlib.h>
 
 #include "capture/keeper.h"
+#include "common/clock.h"
 #include "guard/log.h"
 
 /* The owner sends this while the guest runs; only RAM in small pages is worth it. */

@@ -15,6 +15,7 @@
 #include <unistd.h>
 
 #include "capture/kind.h"
+#include "common/clock.h"
 #include "common/fault.h"
 
 #define LOOK_MS 200 /* how often waiting threads look whether the keeper lives */
@@ -74,14 +75,6 @@ static bool stopping(struct writer *w)
            order_of(w->stage) == LS_ORDER_DISCARD;
 }
 
-static double seconds_since(const struct timespec *began)
-{
-    struct timespec now;
-
-    clock_gettime(CLOCK_MONOTONIC, &now);
-    return (double)(now.tv_sec - began->tv_sec) + (double)(now.tv_nsec - began->tv_nsec) / 1e9;
-}
-
 /* Waits until the bytes stored so far fit the bandwidth. */
 static void keep_pace(struct writer *w)
 {
@@ -89,7 +82,7 @@ static void keep_pace(struct writer *w)
     uint64_t limit = w->options->bandwidth;
 
     while (limit && !stopping(w) &&
-           (double)ls_image_stored(w->image) / (double)limit > seconds_since(&w->began))
+           (double)ls_image_stored(w->image) / (double)limit > ls_seconds_since(&w->began))
         nanosleep(&step, NULL);
 }
 

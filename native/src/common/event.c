@@ -2,7 +2,8 @@
 #include "common/event.h"
 
 #include <jansson.h>
-#include <time.h>
+
+#include "common/clock.h"
 
 const char *ls_class_name(enum ls_class cls)
 {
@@ -29,14 +30,6 @@ int ls_event_error(FILE *out, const struct ls_error *err)
     fflush(out);
     json_decref(event);
     return err->cls == LS_OK ? LS_INTERNAL : (int)err->cls;
-}
-
-double ls_seconds(void)
-{
-    struct timespec now;
-
-    clock_gettime(CLOCK_MONOTONIC, &now);
-    return (double)now.tv_sec + (double)now.tv_nsec / 1e9;
 }
 
 void ls_meter_start(struct ls_meter *m, FILE *out)

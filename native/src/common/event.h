@@ -20,7 +20,6 @@ struct ls_meter {
     double started, last;
 };
 
-double ls_seconds(void); /* monotonic */
 void ls_meter_start(struct ls_meter *m, FILE *out);
 /* An ls_image_progress_fn; opaque is the meter. */
 void ls_meter_progress(uint64_t done, uint64_t total, void *opaque);

@@ -11,8 +11,8 @@
 #include <sys/signalfd.h>
 
 #include "common/cleanup.h"
+#include "common/clock.h"
 #include "common/ksm.h"
-#include "guard/clock.h"
 #include "guard/log.h"
 #include "guard/qmp.h"
 #include "guard/request.h"

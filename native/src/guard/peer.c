@@ -13,7 +13,7 @@
 #include <sys/un.h>
 
 #include "common/cleanup.h"
-#include "guard/clock.h"
+#include "common/clock.h"
 
 #ifndef PIDFD_THREAD
 #define PIDFD_THREAD O_EXCL

@@ -30,7 +30,7 @@ int ls_peer_open(struct ls_peer *peer, pid_t pid, uint64_t start_time, struct ls
 /* Has every thread of it ended? A zombie leader with a thread left in the kernel has not. */
 bool ls_peer_ended(const struct ls_peer *peer);
 
-/* Waits for that until a moment of the monotonic clock (guard/clock.h). */
+/* Waits for that until a moment of the monotonic clock (common/clock.h). */
 bool ls_peer_wait(const struct ls_peer *peer, int64_t until);
 
 /* State letter of its main thread as in /proc/PID/stat; 'X' when it is not there any more. */

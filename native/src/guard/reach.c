@@ -3,7 +3,7 @@
 
 #include <stdlib.h>
 
-#include "guard/clock.h"
+#include "common/clock.h"
 
 /* Limits of one try, ms. */
 #define MONITOR_MS 3000

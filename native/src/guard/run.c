@@ -12,7 +12,7 @@
 #include <sys/wait.h>
 
 #include "common/cleanup.h"
-#include "guard/clock.h"
+#include "common/clock.h"
 #include "guard/peer.h"
 
 /* What SIGKILL may take, ms; more means a hang in the kernel. */

@@ -8,8 +8,8 @@
 #include <sys/socket.h>
 
 #include "common/cleanup.h"
+#include "common/clock.h"
 #include "common/ksm.h"
-#include "guard/clock.h"
 #include "guard/log.h"
 
 #define BACKOFF_FIRST_MS 20

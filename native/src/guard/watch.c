@@ -12,7 +12,7 @@
 #include <sys/stat.h>
 
 #include "common/cleanup.h"
-#include "guard/clock.h"
+#include "common/clock.h"
 
 /* A larger range in one ioctl would hold the guest's mmap_lock for too long. */
 #define PIECE (64ull << 20)

@@ -11,7 +11,7 @@
 #include <sys/un.h>
 
 #include "common/cleanup.h"
-#include "guard/clock.h"
+#include "common/clock.h"
 
 static int wait_for(const struct ls_wire *wire, short events, int64_t until, struct ls_error *err)
 {

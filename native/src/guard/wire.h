@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: GPL-3.0-or-later */
 /*
  * Lines over a UNIX stream socket, with a limit on each wait and on the length of a line. `until`
- * is a moment of the monotonic clock in ms (guard/clock.h). After a failure the connection is of no
- * more use: close it.
+ * is a moment of the monotonic clock in ms (common/clock.h). After a failure the connection is of
+ * no more use: close it.
  */
 #ifndef LS_GUARD_WIRE_H
 #define LS_GUARD_WIRE_H

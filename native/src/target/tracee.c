@@ -13,6 +13,7 @@
 #include <unistd.h>
 
 #include "common/cleanup.h"
+#include "common/clock.h"
 #include "common/fault.h"
 #include "target/target.h"
 
@@ -27,14 +28,6 @@
 #endif
 #define EVENT_STOP 128 /* PTRACE_EVENT_STOP */
 #define KERNEL_SIGSET 8
-
-static uint64_t now_us(void)
-{
-    struct timespec ts;
-
-    clock_gettime(CLOCK_MONOTONIC, &ts);
-    return (uint64_t)ts.tv_sec * 1000000u + (uint64_t)ts.tv_nsec / 1000u;
-}
 
 /* -1, with the class that errno of ptrace(2) or of /proc/PID/mem stands for. */
 static int ptrace_failed(const struct ls_tracee *t, const char *what, struct ls_error *err)
@@ -200,17 +193,17 @@ static bool about_to_call(const struct ls_tracee *t)
 
 static int stop_well(struct ls_tracee *t, struct ls_error *err)
 {
-    uint64_t give_up = now_us() + CALL_WAIT_US;
+    uint64_t give_up = ls_now_us() + CALL_WAIT_US;
 
     for (int i = 0; i < MAX_STOPS; i++) {
         enum ls_arch_where where;
 
-        t->since_us = now_us();
+        t->since_us = ls_now_us();
         if (interrupt(t, err) != 0)
             return -1;
         if (ls_arch_thread_read(t->tid, &t->thread, &where, err) != 0)
             return -1;
-        if (where == LS_IN_CALL || (now_us() > give_up && !about_to_call(t) && !in_rseq(t)))
+        if (where == LS_IN_CALL || (ls_now_us() > give_up && !about_to_call(t) && !in_rseq(t)))
             return 0;
         ls_arch_thread_free(t->thread);
         t->thread = NULL;
@@ -372,7 +365,7 @@ void ls_tracee_leave(struct ls_tracee *t, unsigned *stood_still_us)
     ptrace(PTRACE_DETACH, t->tid, NULL, NULL);
     t->stopped = false;
     if (stood_still_us)
-        *stood_still_us = (unsigned)(now_us() - t->since_us);
+        *stood_still_us = (unsigned)(ls_now_us() - t->since_us);
     (void)LS_FAULT("attach.leave.detached");
 }
 

@@ -11,6 +11,7 @@
 #include <unistd.h>
 
 #include "common/cleanup.h"
+#include "common/clock.h"
 
 /* Not in Debian 12's header; numbers of the kernel's interface. */
 #ifndef USERFAULTFD_IOC_NEW
@@ -130,27 +131,19 @@ int ls_uffd_register(int uffd, uint64_t start, uint64_t length, struct ls_error 
     return 0;
 }
 
-static uint64_t now_ns(void)
-{
-    struct timespec t;
-
-    clock_gettime(CLOCK_MONOTONIC, &t);
-    return (uint64_t)t.tv_sec * 1000000000ull + (uint64_t)t.tv_nsec;
-}
-
 void ls_turn_begin(struct ls_turn *turn)
 {
-    turn->since_ns = now_ns();
+    turn->since_ns = ls_now_ns();
 }
 
 void ls_turn_give(struct ls_turn *turn)
 {
     static const struct timespec moment = {.tv_nsec = 20000};
 
-    if (now_ns() - turn->since_ns < 1000000)
+    if (ls_now_ns() - turn->since_ns < 1000000)
         return;
     nanosleep(&moment, NULL);
-    turn->since_ns = now_ns();
+    turn->since_ns = ls_now_ns();
 }
 
 void ls_uffd_unregister_whole(int uffd, uint64_t start, uint64_t length)

@@ -11,11 +11,16 @@ import pytest
 from ansible_collections.livesnap.qemu.plugins.module_utils import _deps
 from ansible_collections.livesnap.qemu.plugins.module_utils._connection import _peer
 from ansible_collections.livesnap.qemu.plugins.module_utils._connection.domain import (
+    Domain,
     bounded,
     check_uri,
 )
 from ansible_collections.livesnap.qemu.plugins.module_utils._disks.domain_jobs import backup_xml
-from ansible_collections.livesnap.qemu.plugins.module_utils._errors import LivesnapError
+from ansible_collections.livesnap.qemu.plugins.module_utils._errors import (
+    LivesnapError,
+    QmpDisconnected,
+    QmpTimeout,
+)
 from ansible_collections.livesnap.qemu.plugins.module_utils._guest.domain_xml import (
     agent_state,
     disk_targets,
@@ -93,4 +98,20 @@ def test_a_call_is_waited_for_so_long_and_no_longer() -> None:
     end = threading.Event()
     with pytest.raises(TimeoutError):
         bounded(end.wait, 0.05)
+    # It may still take effect, and then it cannot any more.
+    domain = Domain("qemu:///system")
+    assert domain.settle(0.05)
     end.set()
+    assert domain.settle(10.0)
+    assert not domain.settle(0.0)
+
+
+def test_after_a_call_that_was_given_up_the_connection_is_dead() -> None:
+    domain, end = Domain("qemu:///system"), threading.Event()
+    with pytest.raises(QmpTimeout, match="did not answer 'suspend'"):
+        domain.call("suspend", lambda _domain: end.wait(), 0.05)
+    assert domain.dead
+    with pytest.raises(QmpDisconnected, match="no reply to 'suspend'"):
+        domain.call("resume", lambda _domain: None)
+    end.set()
+    assert domain.settle(10.0)

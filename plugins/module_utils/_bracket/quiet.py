@@ -34,6 +34,8 @@ VOIDING = frozenset(
 )
 #: How long the event of a command is waited for, which libvirt passes on later. Seconds.
 _EVENT_LIMIT = 0.5
+#: So long libvirt waits for what holds a domain, before it refuses a call. Seconds, and some more.
+_SETTLE_LIMIT = 35.0
 #: States from which `cont` makes the guest go on; a reset while stopped makes it prelaunch.
 _RESUMABLE = ("paused", "prelaunch", "finish-migrate", "save-vm", "postmigrate")
 
@@ -219,5 +221,8 @@ def resume(run: Run) -> None:
         run.stopped = False
 
     problem = run.until(5.0, ask)
+    # A `stop` that was not answered in time may come into effect behind that.
+    if run.qmp.settle(_SETTLE_LIMIT):
+        problem = run.until(5.0, ask)
     if problem:
         raise LivesnapError(f"the guest could not be resumed: {problem}")

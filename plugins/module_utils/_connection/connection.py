@@ -76,6 +76,13 @@ class Connection(ABC):
             found += self.events(left)
         return found
 
+    def settle(self, timeout: float) -> bool:
+        """Wait until nothing that was given up on can still take effect; whether there was any.
+
+        A connection that serves one client takes the next one after that.
+        """
+        return False
+
     def hmp(self, line: str, timeout: float = 10.0) -> str:
         """The output of a command of the human monitor, with plain line ends."""
         text = self.execute("human-monitor-command", {"command-line": line}, timeout)

@@ -61,6 +61,10 @@ def _turn() -> None:
             _deps.libvirt.virEventRunDefaultImpl()
 
 
+#: Calls that were given up on; libvirt may still carry them out.
+_given_up: list[threading.Thread] = []
+
+
 def bounded(call: Callable[[], T], timeout: float) -> T:
     """What `call` returns or raises, or TimeoutError after so many seconds; it then runs on."""
     answer: queue.SimpleQueue[tuple[Optional[T], Optional[BaseException]]] = queue.SimpleQueue()
@@ -71,10 +75,12 @@ def bounded(call: Callable[[], T], timeout: float) -> T:
         except BaseException as err:  # noqa: BLE001 - raised again where it is waited for
             answer.put((None, err))
 
-    threading.Thread(target=work, name="libvirt-call", daemon=True).start()
+    thread = threading.Thread(target=work, name="libvirt-call", daemon=True)
+    thread.start()
     try:
         value, error = answer.get(timeout=timeout)
     except queue.Empty:
+        _given_up.append(thread)
         raise TimeoutError from None
     if error is not None:
         raise error
@@ -276,6 +282,14 @@ class Domain(Connection):
             while True:
                 found.append(self._events.get_nowait())
         return found
+
+    def settle(self, timeout: float) -> bool:
+        end = time.monotonic() + timeout
+        waited = bool(_given_up)
+        for thread in _given_up:
+            thread.join(max(0.0, end - time.monotonic()))
+        _given_up[:] = [thread for thread in _given_up if thread.is_alive()]
+        return waited
 
     @property
     def dead(self) -> bool:

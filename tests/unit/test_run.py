@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 REPO = Path(__file__).resolve().parents[2]
@@ -67,7 +68,11 @@ def test_a_detached_process_is_found_by_its_mark() -> None:
         ["sleep", "30"], env={footprint.MARK: "of-this-test"}, start_new_session=True
     )
     try:
-        assert any("sleep 30" in line for line in footprint.marked_processes("of-this-test"))
+        # Popen returns a moment before the kernel shows the new program's arguments.
+        deadline = time.monotonic() + 5
+        while not any("sleep 30" in line for line in footprint.marked_processes("of-this-test")):
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
     finally:
         process.kill()
         process.wait()

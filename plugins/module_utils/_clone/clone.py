@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import os
+import time
 from dataclasses import dataclass
 from typing import Any, Optional
 
@@ -34,6 +35,7 @@ from ansible_collections.livesnap.qemu.plugins.module_utils._connection.qmp impo
 from ansible_collections.livesnap.qemu.plugins.module_utils._errors import (
     CloneError,
     LivesnapError,
+    QmpError,
     RefusedError,
 )
 from ansible_collections.livesnap.qemu.plugins.module_utils._store import manifest
@@ -41,6 +43,8 @@ from ansible_collections.livesnap.qemu.plugins.module_utils._store.layout import
 from ansible_collections.livesnap.qemu.plugins.module_utils._store.locks import GuestLock
 
 LOCK_LIMIT = 60.0
+#: How long a QEMU that closed its socket may take to end. Seconds.
+_END_LIMIT = 5.0
 
 
 @dataclass(frozen=True)
@@ -123,9 +127,9 @@ def plan_clone(request: CloneRequest) -> dict[str, Any]:
     """What create_clone would return, with nothing touched: pid is null where one would start."""
     place = request.place
     source = read_source(request)
-    state = place.living()
-    if state is not None:
-        return _existing(request, state, source)
+    existing = _existing(request, source)
+    if existing is not None:
+        return existing
     check(source)
     plan = make_plan(source, request, mapped_ram(source, request.lazy))
     rewritten = _rewrite(source, plan)
@@ -152,8 +156,11 @@ def _actions(request: CloneRequest, place: Place) -> list[str]:
     ]
 
 
-def _existing(request: CloneRequest, state: dict[str, Any], source: Source) -> dict[str, Any]:
-    """The clone of that name that is there already, unless it is of something else."""
+def _existing(request: CloneRequest, source: Source) -> Optional[dict[str, Any]]:
+    """The clone of that name that runs already, if any; refused if it is of something else."""
+    state = request.place.living()
+    if state is None:
+        return None
     for key, ours in (("snapshot_id", source.id), ("network", request.network)):
         if state.get(key) != ours:
             raise CloneError(
@@ -161,9 +168,24 @@ def _existing(request: CloneRequest, state: dict[str, Any], source: Source) -> d
                 f" '{state.get('snapshot')}' with network {state.get('network')}",
                 "remove it first (state: absent), or choose another name",
             )
-    with Qmp.connect(state["qmp_socket"], timeout=10.0) as qmp:
-        running = bool(qmp.execute("query-status")["running"])
+    try:
+        with Qmp.connect(state["qmp_socket"], timeout=10.0) as qmp:
+            running = bool(qmp.execute("query-status")["running"])
+    except QmpError:
+        if _ends(request.place):
+            return None
+        raise
     return _result(state, running, [], changed=False)
+
+
+def _ends(place: Place) -> bool:
+    """Whether a clone that does not answer is just ending."""
+    end = time.monotonic() + _END_LIMIT
+    while place.living() is not None:
+        if time.monotonic() > end:
+            return False
+        time.sleep(0.05)
+    return True
 
 
 def _result(
@@ -190,9 +212,9 @@ def create_clone(request: CloneRequest) -> dict[str, Any]:
     place = request.place
     with request.lock():
         source = read_source(request)
-        state = place.living()
-        if state is not None:
-            return _existing(request, state, source)
+        existing = _existing(request, source)
+        if existing is not None:
+            return existing
         check(source)
         ram = mapped_ram(source, request.lazy)
         plan = make_plan(source, request, ram)

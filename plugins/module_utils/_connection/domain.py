@@ -311,6 +311,13 @@ class Domain(Connection):
             bounded(end, _CLOSE_LIMIT)
 
 
+def as_domain(connection: Connection) -> Domain:
+    """The connection of a guest that is libvirt's."""
+    if not isinstance(connection, Domain):
+        raise AssertionError
+    return connection
+
+
 def check_uri(uri: str) -> None:
     """Refuse what is not this machine's libvirt; nothing is connected."""
     if _deps.libvirt is None:

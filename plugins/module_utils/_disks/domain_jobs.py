@@ -18,7 +18,10 @@ from ansible_collections.livesnap.qemu.plugins.module_utils import _deps
 from ansible_collections.livesnap.qemu.plugins.module_utils._connection.connection import (
     Connection,
 )
-from ansible_collections.livesnap.qemu.plugins.module_utils._connection.domain import Domain
+from ansible_collections.livesnap.qemu.plugins.module_utils._connection.domain import (
+    Domain,
+    as_domain,
+)
 from ansible_collections.livesnap.qemu.plugins.module_utils._disks.target import FORMAT, Target
 from ansible_collections.livesnap.qemu.plugins.module_utils._errors import (
     LibvirtError,
@@ -47,18 +50,18 @@ class DomainJobs:
             with files.as_store_error(f"'{target.path}' cannot be given to QEMU's user"):
                 os.fchown(target.fd, *self._owner)
         copied = {target.disk.target: target.path for target in self._targets}
-        self._xml = backup_xml(copied, disk_targets(_domain(qmp).xml()).values())
+        self._xml = backup_xml(copied, disk_targets(as_domain(qmp).xml()).values())
 
     def begin(self, qmp: Connection, timeout: float) -> None:
         """The guest is stopped: the copies are of this instant from the reply on."""
         flags = _deps.libvirt.VIR_DOMAIN_BACKUP_BEGIN_REUSE_EXTERNAL
-        _domain(qmp).call(
+        as_domain(qmp).call(
             "backupBegin", lambda domain: domain.backupBegin(self._xml, None, flags), timeout
         )
 
     def poll(self, qmp: Connection) -> tuple[bool, int, int]:
         """(all are done, bytes copied, bytes in all). Raises LivesnapError when it failed."""
-        domain, libvirt = _domain(qmp), _deps.libvirt
+        domain, libvirt = as_domain(qmp), _deps.libvirt
         total = sum(target.disk.virtual_bytes for target in self._targets)
         stats: dict[str, Any] = domain.call("jobStats", lambda each: each.jobStats())
         if stats.get("type"):
@@ -78,7 +81,7 @@ class DomainJobs:
 
     def remove(self, qmp: Connection) -> None:
         """End the job, if it is ours and runs. Of one that ended libvirt leaves nothing."""
-        end_backup(_domain(qmp), self._targets[0].path.parent.parent)
+        end_backup(as_domain(qmp), self._targets[0].path.parent.parent)
 
 
 def backup_xml(copied: dict[str, Path], every: Iterable[str]) -> str:
@@ -117,9 +120,3 @@ def end_backup(domain: Domain, folder: Path, timeout: float = 30.0) -> bool:
             )
         time.sleep(_POLL)
     return True
-
-
-def _domain(qmp: Connection) -> Domain:
-    if not isinstance(qmp, Domain):
-        raise AssertionError
-    return qmp

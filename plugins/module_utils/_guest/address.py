@@ -13,7 +13,10 @@ from ansible_collections.livesnap.qemu.plugins.module_utils._connection import _
 from ansible_collections.livesnap.qemu.plugins.module_utils._connection.connection import (
     Connection,
 )
-from ansible_collections.livesnap.qemu.plugins.module_utils._connection.domain import Domain
+from ansible_collections.livesnap.qemu.plugins.module_utils._connection.domain import (
+    Domain,
+    as_domain,
+)
 from ansible_collections.livesnap.qemu.plugins.module_utils._connection.qmp import Qmp
 from ansible_collections.livesnap.qemu.plugins.module_utils._errors import (
     QmpConnectError,
@@ -131,7 +134,7 @@ class DomainAddress(Address):
         return DomainAgent.connect(self.uri, self.domain, timeout)
 
     def no_agent(self, connection: Connection) -> Optional[str]:
-        state = agent_state(_domain(connection).xml())
+        state = agent_state(as_domain(connection).xml())
         if state == "absent":
             return "the domain has no channel for qemu-guest-agent"
         if state != "connected":
@@ -145,7 +148,7 @@ class DomainAddress(Address):
                 "install libvirt-clients",
                 "virsh",
             )
-        _domain(connection).wait_idle(wait)
+        as_domain(connection).wait_idle(wait)
 
     def guard(self, freeze: bool) -> dict[str, Any]:
         with Domain.find(self.uri, self.domain) as domain:
@@ -163,12 +166,6 @@ class DomainAddress(Address):
 
     def noted(self) -> dict[str, Any]:
         return {"uri": self.uri, "domain": self.domain}
-
-
-def _domain(connection: Connection) -> Domain:
-    if not isinstance(connection, Domain):
-        raise AssertionError
-    return connection
 
 
 def address_of(about: Mapping[str, Any]) -> Optional[Address]:

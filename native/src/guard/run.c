@@ -7,9 +7,12 @@
 #include <poll.h>
 #include <signal.h>
 #include <stdbool.h>
+#include <stdint.h>
 #include <stdio.h>
 #include <string.h>
+#include <sys/syscall.h>
 #include <sys/wait.h>
+#include <unistd.h>
 
 #include "common/cleanup.h"
 #include "common/clock.h"
@@ -45,18 +48,30 @@ static pid_t *find_room(struct ls_strays *strays)
     return room;
 }
 
+/* By the system call: signal(2) refuses the two signals that glibc keeps for itself, and its
+ * posix_spawn(3), which make uses, hands those on as ignored. */
+static void default_signals(void)
+{
+    const struct {
+        unsigned long handler, flags, restorer;
+        uint64_t mask;
+    } by_default = {0};
+    sigset_t none;
+
+    for (int i = 1; i < NSIG; i++)
+        syscall(SYS_rt_sigaction, i, &by_default, NULL, sizeof by_default.mask);
+    sigemptyset(&none);
+    sigprocmask(SIG_SETMASK, &none, NULL);
+}
+
 /* Not posix_spawn(): it returns only when the program is executed, and a file system that hangs
  * would hold this process up. */
 _Noreturn static void become(const char *const argv[], char *const environment[], int out, int err)
 {
     int null = open("/dev/null", O_RDONLY);
-    sigset_t none;
 
     setpgid(0, 0);
-    for (int i = 1; i < NSIG; i++)
-        signal(i, SIG_DFL);
-    sigemptyset(&none);
-    sigprocmask(SIG_SETMASK, &none, NULL);
+    default_signals();
     if (null < 0 || dup2(null, STDIN_FILENO) < 0 || dup2(out, STDOUT_FILENO) < 0 ||
         dup2(err, STDERR_FILENO) < 0)
         _exit(127);

@@ -144,44 +144,61 @@ def native_results(name: str, log: Path, code: int, seconds: float) -> list[Resu
     return results
 
 
+def build_variant(variant: str) -> Result:
+    _folder, variables = VARIANTS[variant]
+    log = LOGS / f"native-build-{variant}.log"
+    started = time.monotonic()
+    code = run(["make", "-C", "native", "-j2", *variables, "all", "tests"], log, limit("native"))
+    if code:
+        print(tail(log), flush=True)
+    return Result(
+        f"native::build-{variant}", "failed" if code else "passed", time.monotonic() - started
+    )
+
+
+def programs(variant: str) -> list[Path]:
+    folder = REPO / "native" / "build" / VARIANTS[variant][0] / "tests"
+    return sorted(
+        path for path in folder.glob("test_*") if path.suffix == "" and os.access(path, os.X_OK)
+    )
+
+
+def run_program(variant: str, program: Path) -> list[Result]:
+    log = LOGS / f"native-{variant}-{program.name}.log"
+    started = time.monotonic()
+    code = run([str(program)], log, limit("native"))
+    name = f"native/{variant}/{program.name}"
+    return shown(native_results(name, log, code, time.monotonic() - started), name, log, code)
+
+
+def shown(found: list[Result], name: str, log: Path, code: int) -> list[Result]:
+    """The results of a program of several tests, printed: what failed whole, the rest in a line."""
+    for result in found:
+        if result.outcome != "passed":
+            show(result)
+    print(f"{len(found):4} tests {found[0].seconds:7.1f} s  {name}", flush=True)
+    if code:
+        print(tail(log), flush=True)
+    return found
+
+
 def native_tier() -> list[Result]:
     results = []
-    for variant, (folder, variables) in VARIANTS.items():
-        log = LOGS / f"native-build-{variant}.log"
-        started = time.monotonic()
-        make = ["make", "-C", "native", "-j2", *variables]
-        code = run([*make, "all", "tests"], log, limit("native"))
-        build = Result(
-            f"native::build-{variant}", "failed" if code else "passed", time.monotonic() - started
-        )
-        show(build)
-        results.append(build)
-        if code:
-            print(tail(log), flush=True)
-            continue
-        programs = sorted(
-            path
-            for path in (REPO / "native" / "build" / folder / "tests").glob("test_*")
-            if path.suffix == "" and os.access(path, os.X_OK)
-        )
-        for program in programs:
-            log = LOGS / f"native-{variant}-{program.name}.log"
-            started = time.monotonic()
-            code = run([str(program)], log, limit("native"))
-            found = native_results(
-                f"native/{variant}/{program.name}", log, code, time.monotonic() - started
-            )
-            for result in found:
-                if result.outcome != "passed":
-                    show(result)
-            print(
-                f"{len(found):4} tests {found[0].seconds:7.1f} s  native/{variant}/{program.name}",
-                flush=True,
-            )
-            if code:
-                print(tail(log), flush=True)
-            results += found
-    results += other_kernel()
+    for variant in VARIANTS:
+        results.append(build_variant(variant))
+        show(results[-1])
+    built = [
+        variant
+        for variant, result in zip(VARIANTS, results, strict=True)
+        if result.outcome == "passed"
+    ]
+    # A guest with one CPU, and kernel and memory of its own: the others can run beside it.
+    with ThreadPoolExecutor(max_workers=1) as beside:
+        kernel = beside.submit(other_kernel)
+        for variant in built:
+            for program in programs(variant):
+                results += run_program(variant, program)
+        results += kernel.result()
     results.append(fuzz())
     show(results[-1])
     return results
@@ -192,14 +209,8 @@ def other_kernel() -> list[Result]:
     log = LOGS / "native-kernel.log"
     started = time.monotonic()
     code = run(["make", "-s", "-C", "native", "check-kernel"], log, limit("native"))
-    found = native_results("native/kernel", log, code, time.monotonic() - started)
-    for result in found:
-        if result.outcome != "passed":
-            show(result)
-    print(f"{len(found):4} tests {found[0].seconds:7.1f} s  native/kernel", flush=True)
-    if code:
-        print(tail(log), flush=True)
-    return found
+    name = "native/kernel"
+    return shown(native_results(name, log, code, time.monotonic() - started), name, log, code)
 
 
 def fuzz() -> Result:

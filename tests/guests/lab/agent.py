@@ -10,6 +10,7 @@ import os
 import random
 import socket
 import time
+from abc import ABC, abstractmethod
 from types import TracebackType
 from typing import Any, Self
 
@@ -18,12 +19,12 @@ class AgentError(Exception):
     """The agent refused a command or did not answer in time."""
 
 
-class Agent:
+class Agent(ABC):
     """What can be asked of a guest agent, however it is reached."""
 
+    @abstractmethod
     def execute(self, command: str, timeout: float | None = None, **arguments: Any) -> Any:
         """The command's return value; AgentError if the agent refused it or did not answer."""
-        raise NotImplementedError
 
     def freeze_status(self) -> str:
         """frozen or thawed."""
@@ -48,6 +49,7 @@ class Agent:
             raise AgentError(f"{' '.join(argv)} ended with {code}: {output}{errors}")
         return output
 
+    @abstractmethod
     def close(self) -> None:
         """Ends the conversation, if there is one."""
 

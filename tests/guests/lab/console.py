@@ -7,6 +7,7 @@ from __future__ import annotations
 import json
 import socket
 import time
+from abc import ABC, abstractmethod
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +33,7 @@ def states(text: str) -> list[dict[str, Any]]:
     return found
 
 
-class Console:
+class Console(ABC):
     """A guest's serial port: a socket that QEMU serves, and its log, in the guest's folder."""
 
     def __init__(self, folder: Path, disk_count: int) -> None:
@@ -40,9 +41,9 @@ class Console:
         self.serial_log = folder / "serial.log"
         self._disks = disk_count
 
+    @abstractmethod
     def check_alive(self) -> None:
         """LabError, with the reason, if the guest has ended."""
-        raise NotImplementedError
 
     def _log_size(self) -> int:
         return self.serial_log.stat().st_size if self.serial_log.exists() else 0

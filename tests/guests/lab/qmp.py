@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+from abc import ABC, abstractmethod
 from types import TracebackType
 from typing import Any, Self
 
@@ -23,13 +24,13 @@ class QmpError(Exception):
         self.desc = desc
 
 
-class Monitor:
+class Monitor(ABC):
     """What can be asked of QEMU's monitor, however it is reached."""
 
+    @abstractmethod
     def execute(self, command: str, arguments: dict[str, Any] | None = None,
                 timeout: float | None = None) -> Any:
         """The command's return value; QmpError if QEMU refused it."""
-        raise NotImplementedError
 
     def hmp(self, line: str) -> str:
         """The text that a command of the human monitor prints."""
@@ -41,6 +42,7 @@ class Monitor:
         """running, paused, inmigrate, ..."""
         return str(self.execute("query-status")["status"])
 
+    @abstractmethod
     def close(self) -> None:
         """Ends the connection, if there is one; never fails."""
 

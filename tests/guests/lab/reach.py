@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import json
 import time
+from abc import ABC, abstractmethod
 from pathlib import Path
 from typing import Any
 
@@ -16,16 +17,16 @@ from .errors import LabError
 from .qmp import Monitor, QmpClient
 
 
-class Witnessed:
+class Witnessed(ABC):
     """A guest by its monitor and its agent, whatever leads to them."""
 
+    @abstractmethod
     def qmp(self, timeout: float = 10.0) -> Monitor:
         """Its monitor, to be closed soon."""
-        raise NotImplementedError
 
+    @abstractmethod
     def agent(self, timeout: float = 10.0) -> Agent:
         """A conversation with its agent, to be closed soon; AgentError if it does not answer."""
-        raise NotImplementedError
 
     def wait_status(self, wanted: str, limit: float = 60.0) -> None:
         """Returns when QEMU is there and query-status says that."""

@@ -32,6 +32,9 @@ class VirshMonitor(Monitor):
             raise QmpError(answer["error"]["class"], answer["error"]["desc"])
         return answer["return"]
 
+    def close(self) -> None:
+        """Nothing to end: each command is a virsh of its own."""
+
 
 class VirshAgent(Agent):
     """The agent, once it answers."""
@@ -53,3 +56,6 @@ class VirshAgent(Agent):
         except LabError as error:
             raise AgentError(f"{command}: {error}") from error
         return answer["return"]
+
+    def close(self) -> None:
+        """Nothing to end: each command is a virsh of its own."""

@@ -72,17 +72,19 @@ def run_case(case: Case, rounds: int) -> dict[str, Any]:
     try:
         with Guest(**case.guest) as guest:
             meter = Meter(guest)
-            rate = store_rate(store.path)
+            rate = None if case.pause_only else store_rate(store.path)
             for number in range(rounds):
                 for name in found:
                     collapse(guest)
                     take = functools.partial(engines.peer, guest, store, case.pause_only)
                     if name != report.PEER:
                         take = functools.partial(engines.ours, guest, store, **case.variants[name])
-                    measure = engines.measure(guest, meter, take, warm=case.memory + GIB // 4)
+                    measure = engines.measure(guest, meter, take, case.warm(name), case.pause_only)
                     store.forget()
-                    before, rate = rate, store_rate(store.path)
-                    found[name].append(replace(measure, store_rate=(before + rate) / 2))
+                    if rate is not None:
+                        before, rate = rate, store_rate(store.path)
+                        measure = replace(measure, store_rate=(before + rate) / 2)
+                    found[name].append(measure)
                     print(
                         f"{case.name}: {number + 1} of {rounds}, {name}: {found[name][-1]}",
                         flush=True,

@@ -4,11 +4,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 MIB = 1 << 20
 GIB = 1 << 30
+#: What the guest's Linux itself fills, at most. Bytes.
+_LINUX = 256 * MIB
+#: Little staging. Bytes.
+SMALL = 256 * MIB
 
 
 @dataclass(frozen=True)
@@ -38,12 +42,22 @@ class Case:
     bounds: tuple[Bound, ...] = ()
     #: ms a GiB that our pause may be longer than the peer's, besides PAUSE_MS; None: no bound
     pause_per_gib: float | None = None
-    #: only the pause counts: what the peer writes goes to /dev/null, which is sooner done
+    #: only the pause counts: what the peer writes goes to /dev/null, while the guest stands still
     pause_only: bool = False
-    memory: int = field(init=False, default=0)
 
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "memory", self.guest["memory"] * MIB)
+    @property
+    def memory(self) -> int:
+        """Bytes of RAM that the guest has."""
+        return int(self.guest["memory"]) * MIB
+
+    def warm(self, variant: str) -> int:
+        """Bytes of the host's memory that a capture takes: staging, or a file in the cache."""
+        filled = (self.guest["buffer"] + self.guest.get("calm", 0)) * MIB
+        if variant not in self.variants:
+            return SMALL if self.pause_only else filled
+        if self.variants[variant]["staging"] == "auto":
+            return filled + _LINUX + SMALL
+        return SMALL
 
 
 #: What our pause may be longer than the peer's, whatever the size. Milliseconds.

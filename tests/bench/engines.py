@@ -38,18 +38,19 @@ class Taken:
 
 @dataclass(frozen=True)
 class Measure:
-    """One capture, as guest and host saw it."""
+    """One capture, as guest and host saw it; None: not looked at where only the pause counts."""
 
     pause_ms: float
-    work_lost_s: float
-    longest_stall_ms: float  # the longest time that the witness' loop took, once through
-    longest_step_ms: float  # the longest time that 64 pages of it took
+    work_lost_s: float | None
+    longest_stall_ms: float | None  # the longest time that the witness' loop took, once through
+    longest_step_ms: float | None  # the longest time that 64 pages of it took
     protected_s: float | None
     total_s: float
     stored_bytes: int
     hwm_bytes: int
     cpu_s: float
-    store_rate: float = 0.0  # bytes a second of dd with O_DIRECT, just before and after
+    #: bytes a second of dd with O_DIRECT, just before and after
+    store_rate: float | None = None
 
 
 def ours(guest: Guest, store: TestStore, **options: Any) -> Taken:
@@ -64,6 +65,12 @@ def ours(guest: Guest, store: TestStore, **options: Any) -> Taken:
 def _moment(event: dict[str, Any]) -> float:
     stamp = event["timestamp"]
     return float(stamp["seconds"]) + float(stamp["microseconds"]) / 1e6
+
+
+def _stand_still(qmp: QmpClient) -> None:
+    """Once it has its instant, it is sooner done with a guest that does nothing."""
+    qmp.wait_event("RESUME", PEER_LIMIT)
+    qmp.execute("stop")
 
 
 def _wait_for_end(qmp: QmpClient) -> None:
@@ -95,44 +102,45 @@ def peer(guest: Guest, store: TestStore, pause_only: bool = False) -> Taken:
             qmp.execute("migrate-set-parameters", {"max-bandwidth": PEER_BANDWIDTH})
             begun = time.monotonic()
             qmp.execute("migrate", {"uri": "fd:bench-peer"})
+            if pause_only:
+                _stand_still(qmp)
             _wait_for_end(qmp)
             total = time.monotonic() - begun
-            moments = {
-                event["event"]: _moment(event)
-                for event in qmp.events()
-                if event["event"] in ("STOP", "RESUME")
-            }
+            if pause_only:
+                qmp.execute("cont")
+            moments: dict[str, float] = {}
+            for event in qmp.events():
+                moments.setdefault(event["event"], _moment(event))
         stored = os.fstat(fd).st_size
     finally:
         os.close(fd)
     return Taken((moments["RESUME"] - moments["STOP"]) * 1e3, None, total, stored)
 
 
-def measure(guest: Guest, meter: Meter, take: Callable[[], Taken], warm: int) -> Measure:
+def measure(
+    guest: Guest, meter: Meter, take: Callable[[], Taken], warm: int, pause_only: bool = False
+) -> Measure:
     """One capture while the witness is watched from before its start until it is back at work.
 
-    `warm`: so many bytes of the memory that it will take were touched just before.
+    `warm`: so many bytes of the memory that it will take were touched just before. `pause_only`:
+    the witness is not watched.
     """
     with hold_warm(warm) as give, Sampler(meter, helper()) as sampler:
-        time.sleep(BEFORE)
+        time.sleep(0 if pause_only else BEFORE)
         give()
         before = list(sampler.readings)
         cpu = _cpu_of_engine(guest)
         start: Reading = meter.read()
         taken = take()
-        end = time.monotonic()
         cpu = _cpu_of_engine(guest) - cpu
-        normal = rate(before)
-        deadline = end + 30
-        while (back := recovered_at(sampler.readings, normal, end, WINDOW)) >= sampler.readings[
-            -1
-        ].at and time.monotonic() < deadline:
-            time.sleep(0.2)
-        step, loop = meter.longest_ms(start.guest_ns)
+        lost = step = loop = None
+        if not pause_only:
+            lost = _work_lost(sampler, rate(before), start)
+            step, loop = meter.longest_ms(start.guest_ns)
     used = sampler.helper
     return Measure(
         pause_ms=taken.pause_ms,
-        work_lost_s=work_lost(sampler.readings, normal, start.at, back),
+        work_lost_s=lost,
         longest_stall_ms=loop,
         longest_step_ms=step,
         protected_s=taken.protected_s,
@@ -141,6 +149,16 @@ def measure(guest: Guest, meter: Meter, take: Callable[[], Taken], warm: int) ->
         hwm_bytes=used.hwm_bytes,
         cpu_s=used.cpu_s if used.cpu else cpu,
     )
+
+
+def _work_lost(sampler: Sampler, normal: float, start: Reading) -> float:
+    """Until the witness is back at its normal rate, or for 30 s after the capture."""
+    end = time.monotonic()
+    while (back := recovered_at(sampler.readings, normal, end, WINDOW)) >= sampler.readings[-1].at:
+        if time.monotonic() > end + 30:
+            break
+        time.sleep(0.2)
+    return work_lost(sampler.readings, normal, start.at, back)
 
 
 def _cpu_of_engine(guest: Guest) -> float:

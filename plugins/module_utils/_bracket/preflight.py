@@ -8,8 +8,10 @@ from dataclasses import dataclass, field
 from typing import Any, Optional
 
 from ansible_collections.livesnap.qemu.plugins.module_utils._bracket.spec import SnapshotSpec
-from ansible_collections.livesnap.qemu.plugins.module_utils._capture.table import (
-    ENGINES,
+from ansible_collections.livesnap.qemu.plugins.module_utils._capture.choice import (
+    Choice,
+    choose,
+    judge,
 )
 from ansible_collections.livesnap.qemu.plugins.module_utils._connection.connection import (
     Connection,
@@ -103,11 +105,12 @@ def examine(
         SCHEMES["backup"].check()
     if any(disk.target for disk in disks):
         check_reach(spec, process)
+    taken = choose_engine(spec, facts, process.pid) if spec.memory else None
     plan = Plan(
         facts=facts,
         process=process,
         uuid=uuid,
-        engine=choose_engine(spec, facts, process) if spec.memory else None,
+        engine=None if taken is None else taken.engine,
         selection=selection,
         disk_estimates=SCHEMES["backup"].estimate(qmp, disks),
         memory_estimate=memory_bytes(facts, process.pid) if spec.memory else 0,
@@ -147,21 +150,9 @@ def check_reach(spec: SnapshotSpec, process: QemuProcess) -> None:
         )
 
 
-def choose_engine(spec: SnapshotSpec, facts: GuestFacts, process: QemuProcess) -> str:
+def choose_engine(spec: SnapshotSpec, facts: GuestFacts, pid: int) -> Choice:
     """The engine asked for, or the first that has no reason to stand aside."""
-    wanted = list(ENGINES) if spec.engine == "auto" else [spec.engine]
-    said = []
-    for name in wanted:
-        found = ENGINES[name].reasons(facts, process.pid, spec.helper)
-        if not found:
-            return name
-        said.append(f"engine '{name}': " + "; ".join(each.message for each in found))
-        reason = found[0].reason
-    raise RefusedError(
-        f"cannot capture RAM of guest '{spec.guest}': " + "; ".join(said),
-        "remove the cause, or set memory: false to capture its disks alone",
-        reason,
-    )
+    return choose(spec.guest, judge(facts, pid, spec.helper), spec.engine, allow_pause=False)
 
 
 def memory_bytes(facts: GuestFacts, pid: int) -> int:

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Optional
 
+from ansible_collections.livesnap.qemu.plugins.module_utils._capture.subject import Subject
 from ansible_collections.livesnap.qemu.plugins.module_utils._connection.connection import (
     Connection,
 )
@@ -28,14 +29,12 @@ from ansible_collections.livesnap.qemu.plugins.module_utils._errors import (
 from ansible_collections.livesnap.qemu.plugins.module_utils._guest import process
 from ansible_collections.livesnap.qemu.plugins.module_utils._guest.engine_checks import (
     Reason,
-    read_mounts,
     uffd_reasons,
 )
 from ansible_collections.livesnap.qemu.plugins.module_utils._guest.facts import GuestFacts
 from ansible_collections.livesnap.qemu.plugins.module_utils._helper import (
     Event,
     HelperProcess,
-    run_once,
 )
 from ansible_collections.livesnap.qemu.plugins.module_utils._store import rundir
 
@@ -63,22 +62,9 @@ class CaptureConfig:
     log: str
 
 
-def reasons(facts: GuestFacts, pid: int, helper: str) -> list[Reason]:
-    """Why this engine must stand aside; an empty list: it can work. Touches nothing."""
-    found = uffd_reasons(facts, read_mounts(pid))
-    features = run_once(helper, ["features", "--pid", str(pid)])
-    device = features.get("userfaultfd", {})
-    if not (device.get("device") or device.get("syscall")):
-        found.append(
-            Reason("userfaultfd", "this kernel has no userfaultfd that the helper may use")
-        )
-    attach = features.get("target", {}).get("attach", {})
-    if not attach.get("possible", True):
-        found += [
-            Reason(str(each.get("reason", "attach")), str(each.get("message", "")))
-            for each in attach.get("reasons", [])
-        ] or [Reason("attach", "the helper cannot attach to the guest's process")]
-    return found
+def reasons(subject: Subject) -> list[Reason]:
+    """Why this engine must stand aside; an empty list: it can work. Pure."""
+    return uffd_reasons(subject.facts, subject.mounts) + subject.seen[NAME]
 
 
 class UffdCapture:

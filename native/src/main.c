@@ -15,6 +15,7 @@ struct command {
 
 static const struct command commands[] = {
     {"capture", ls_cmd_capture, "snapshot the RAM of a guest that runs on"},
+    {"engines", ls_cmd_engines, "which engines can capture the RAM of a process, and why not"},
     {"features", ls_cmd_features, "what this host, and one process on it, allow"},
     {"guard", ls_cmd_guard, "undo a bracket whose owner died, watch the keeper"},
     {"ksm", ls_cmd_ksm, "put KSM back if captures that paused it have died"},

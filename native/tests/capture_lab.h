@@ -274,7 +274,7 @@ __attribute__((unused)) static int lab_uffd(struct lab *l)
 }
 
 /* What the child has in a block now, holes of shared memory left alone. */
-static void lab_read(struct lab *l, unsigned b, uint8_t *to)
+__attribute__((unused)) static void lab_read(struct lab *l, unsigned b, uint8_t *to)
 {
     size_t size = l->block[b].shared ? l->block[b].size / 2 : l->block[b].size;
     struct iovec local = {to, size}, remote = {l->block[b].at, size};

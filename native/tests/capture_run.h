@@ -81,13 +81,15 @@ static inline void run_free(struct run *r)
     ls_stage_free(r->stage);
 }
 
-static inline void begin(struct run *r, bool old_pagemap, unsigned sweepers)
+/* `still`: without a userfaultfd, as the target is going to stand still. */
+static inline void begin_as(struct run *r, bool old_pagemap, unsigned sweepers, bool still)
 {
     struct ls_rammap map = {.count = r->lab->blocks};
     struct ls_layout layout;
     struct ls_engine_options o = {
         .pid = r->lab->pid,
-        .uffd = lab_uffd(r->lab),
+        .uffd = still ? -1 : lab_uffd(r->lab),
+        .still = still,
         .fault_threads = 2,
         .sweep_threads = sweepers,
         .force_pagemap_file = old_pagemap,
@@ -96,8 +98,10 @@ static inline void begin(struct run *r, bool old_pagemap, unsigned sweepers)
     };
 
     memset(&progress, 0, sizeof progress);
-    assert_true(o.uffd >= 0);
-    assert_int_equal(ls_uffd_handshake(o.uffd, &r->err), 0);
+    if (!still) {
+        assert_true(o.uffd >= 0);
+        assert_int_equal(ls_uffd_handshake(o.uffd, &r->err), 0);
+    }
     assert_int_equal(ls_engine_new(&r->engine, &o, &r->err), 0);
     map.blocks = calloc(map.count, sizeof *map.blocks);
     for (unsigned i = 0; i < map.count; i++) {
@@ -108,6 +112,7 @@ static inline void begin(struct run *r, bool old_pagemap, unsigned sweepers)
     }
     assert_int_equal(ls_layout_make(&layout, &map, &r->err), 0);
     free(map.blocks);
+    layout.still = still;
     if (ls_layout_check(&layout, r->lab->pid, LS_SMAPS, &r->err))
         fail_msg("%s", r->err.message);
     r->count = calloc(layout.pages, 1);
@@ -116,6 +121,11 @@ static inline void begin(struct run *r, bool old_pagemap, unsigned sweepers)
         memset(r->image[i], 0x5a, r->lab->block[i].size);
     atomic_store(&r->finish, 0);
     pthread_create(&r->store, NULL, store_main, r);
+}
+
+static inline void begin(struct run *r, bool old_pagemap, unsigned sweepers)
+{
+    begin_as(r, old_pagemap, sweepers, false);
 }
 
 /* The target stands still: protects all of it, and makes this the instant. */

@@ -25,6 +25,7 @@ struct scene {
 struct play {
     enum owner_step until;
     int deadline_ms;
+    int later_ms;    /* 0, or the deadline that is asked for once the guest stands still */
     bool was_paused; /* the guest is paused by its operator */
     bool with_agent;
     bool reset;       /* somebody resets the guest while it is stopped */
@@ -145,6 +146,11 @@ _Noreturn static inline void be_owner(const struct scene *scene, const struct pl
     if (play->until >= STOPPED &&
         ls_qmp_execute(&qmp, "stop", NULL, ls_now_ms() + 5000, NULL, &err) != 0)
         _exit(5);
+    if (play->later_ms) {
+        tell(requests, json_pack("{ss si}", "request", "bracket", "deadline_ms", play->later_ms));
+        if (hear(scene->events, "bracket", 2000) != 0)
+            _exit(8);
+    }
     if (play->reset &&
         ls_qmp_execute(&qmp, "system_reset", NULL, ls_now_ms() + 5000, NULL, &err) != 0)
         _exit(7);

@@ -71,6 +71,23 @@ static void hung_owner_is_killed_by_the_deadline(void **state)
     clear_scene(&scene);
 }
 
+/* The owner has something to do for which the guest has to stand still longer. */
+static void the_deadline_is_the_one_asked_for_last(void **state)
+{
+    struct scene scene;
+    int64_t began;
+
+    (void)state;
+    set_scene(&scene, &(struct play){.until = STOPPED, .deadline_ms = 1000, .later_ms = 3000});
+    began = ls_now_ms();
+    kill(scene.owner, SIGSTOP);
+    assert_int_equal(lab_wait(scene.guard, 5000), LS_GUARD_UNDID);
+    assert_in_range(ls_now_ms() - began, 1800, 3000);
+    expect_status(&scene, "running");
+    expect_report(&scene, "deadline", true, false);
+    clear_scene(&scene);
+}
+
 static void qemu_is_killed(void **state)
 {
     struct scene scene;
@@ -275,6 +292,7 @@ int main(void)
         cmocka_unit_test(guest_that_was_reset_meanwhile_is_resumed),
         cmocka_unit_test(guest_that_was_paused_stays_paused),
         cmocka_unit_test(hung_owner_is_killed_by_the_deadline),
+        cmocka_unit_test(the_deadline_is_the_one_asked_for_last),
         cmocka_unit_test(qemu_is_killed),
         cmocka_unit_test(nobody_is_thawed_in_a_guest_that_is_off),
         cmocka_unit_test(before_the_bracket_nothing_is_touched),

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, Optional
 
 from ansible_collections.livesnap.qemu.plugins.module_utils import _guard
-from ansible_collections.livesnap.qemu.plugins.module_utils._capture.uffd import kill
+from ansible_collections.livesnap.qemu.plugins.module_utils._capture.capture import kill
 from ansible_collections.livesnap.qemu.plugins.module_utils._clone import standing
 from ansible_collections.livesnap.qemu.plugins.module_utils._connection.domain import Domain
 from ansible_collections.livesnap.qemu.plugins.module_utils._disks import leftovers

@@ -52,11 +52,20 @@ options:
     default: true
   engine:
     description:
-      - How RAM is captured. V(uffd) write-protects it from outside of QEMU.
-      - V(auto) takes the first engine that can, and fails with the reasons where none can.
+      - How RAM is captured. V(uffd) write-protects it from outside of QEMU, and the guest runs on while it is copied.
+        V(pause) copies it while the guest stands still, into O(staging) as far as that has room; it needs O(allow_pause).
+      - V(auto) takes the first of them that can, and fails with the reasons where none can. Why V(uffd) could not is in
+        RV(snapshot.consistency.indications) and in a warning. What was chosen is never changed later.
     type: str
-    choices: [auto, uffd]
+    choices: [auto, uffd, pause]
     default: auto
+  allow_pause:
+    description:
+      - Whether the guest may stand still until its RAM is copied, where O(engine) cannot do without.
+      - That takes about a second for 4 GiB with O(staging) of that size, and as long as storing it takes with less.
+        At most it stands still for O(timeout), if that is given, else for 10 s and 1 s for each 32 MiB.
+    type: bool
+    default: false
   disk_scheme:
     description:
       - How disks are captured. V(backup) copies each disk into the store, and leaves the disk's own chain as it is.
@@ -94,7 +103,7 @@ options:
   deadline:
     description:
       - Seconds from freeze to thaw, after which everything is undone. Above 9 a guest with Windows is likely not
-        consistent, because VSS gives up after 10.
+        consistent, because VSS gives up after 10. The time that O(allow_pause) allows is not counted.
     type: int
     default: 9
   lock_timeout:
@@ -254,7 +263,7 @@ snapshot:
           type: str
           sample: filesystem
         indications:
-          description: What speaks for that, and what was tried in vain.
+          description: What speaks for that, and what was tried in vain; and why another engine could not capture RAM.
           type: list
           elements: str
           sample: ["fsfreeze: 2 file systems frozen in 41 ms"]

@@ -40,6 +40,8 @@ DEADLINE = 3
 #: From here on the snapshot is there, whatever happens.
 PUBLISHED = ("release",)
 QUICK = {"deadline": DEADLINE, "freeze_timeout": 2}
+#: The engine that has something to do in step `copy`.
+HELD = {"engine": "pause", "allow_pause": True}
 
 
 @pytest.fixture
@@ -53,12 +55,13 @@ def place(tmp_path: Path, guest: Guest) -> Iterator[Place]:
 @pytest.mark.parametrize("step", FAULT_POINTS)
 def test_owner_fails_at(step: str, action: str, guest: Guest, place: Place) -> None:
     begun = time.monotonic()
+    options = {**QUICK, **(HELD if step == "copy" else {})}
     with fault(step, action):
         if step in PUBLISHED and action == "RAISE":
-            assert place.take("one", **QUICK)["snapshot"]["complete"]
+            assert place.take("one", **options)["snapshot"]["complete"]
         else:
             with pytest.raises(LivesnapError):
-                place.take("one", **QUICK)
+                place.take("one", **options)
     # The guard within the deadline; an owner that hangs elsewhere holds nobody up.
     assert time.monotonic() - begun < 2 * DEADLINE + 10
     well(guest)

@@ -81,6 +81,7 @@ def test_spec_takes_params_of_a_module() -> None:
     ({"deadline": 1}, "deadline '1'"),
     ({"deadline": 5}, "leaves nothing of deadline '5'"),
     ({"timeout": -1}, "timeout '-1'"),
+    ({"engine": "pause"}, "engine 'pause' stops the guest"),
     ({"workers": -1}, "workers '-1'"),
     ({"lock_timeout": -1}, "lock_timeout '-1'"),
     ({"labels": ["ok", "not ok"]}, "label 'not ok'"),

@@ -5,9 +5,14 @@
 from __future__ import annotations
 
 import pytest
+from ansible_collections.livesnap.qemu.plugins.module_utils._bracket.capture import copy_limit
+from ansible_collections.livesnap.qemu.plugins.module_utils._bracket.spec import SnapshotSpec
 from ansible_collections.livesnap.qemu.plugins.module_utils._capture.choice import Verdict, choose
-from ansible_collections.livesnap.qemu.plugins.module_utils._capture.subject import attach_reasons
-from ansible_collections.livesnap.qemu.plugins.module_utils._errors import RefusedError
+from ansible_collections.livesnap.qemu.plugins.module_utils._capture.subject import read_reasons
+from ansible_collections.livesnap.qemu.plugins.module_utils._errors import (
+    HelperError,
+    RefusedError,
+)
 from ansible_collections.livesnap.qemu.plugins.module_utils._guest.engine_checks import Reason
 
 DISK = Reason("file_backed", "memory 'm' is a file on ext4")
@@ -66,8 +71,21 @@ def test_no_other_engine_than_the_one_asked_for() -> None:
 
 
 def test_what_the_helper_says() -> None:
-    good = {"userfaultfd": {"device": True}, "target": {"attach": {"possible": True}}}
-    assert attach_reasons(good) == []
-    traced = {"reason": "traced", "message": "process 7 is traced"}
-    bad = {"userfaultfd": {}, "target": {"attach": {"possible": False, "reasons": [traced]}}}
-    assert [each.reason for each in attach_reasons(bad)] == ["userfaultfd", "traced"]
+    said = {"uffd": [{"reason": "traced", "message": "process 7 is traced"}], "pause": []}
+    assert read_reasons(said, "uffd") == [Reason("traced", "process 7 is traced")]
+    assert read_reasons(said, "pause") == []
+    with pytest.raises(HelperError, match="'pause'"):
+        read_reasons({"uffd": []}, "pause")
+
+
+def test_how_long_a_guest_may_stand_still() -> None:
+    def limit(size: int, **options: int) -> float:
+        return copy_limit(SnapshotSpec(guest="web1", name="one", **options), size)
+
+    assert limit(0) == 10.0
+    assert limit(64 << 20) == 12.0
+    assert limit(64 << 20, bandwidth=1 << 20) == 74.0
+    assert limit(64 << 20, bandwidth=1 << 30) == 12.0
+    assert limit(1 << 40, timeout=7) == 7.0
+    # The guard takes no more than an hour.
+    assert limit(1 << 40) == limit(1 << 40, timeout=5000) == 3000.0

@@ -14,7 +14,6 @@ from ansible_collections.livesnap.qemu.plugins.module_utils._guest import (
     mtree,
 )
 from ansible_collections.livesnap.qemu.plugins.module_utils._guest.disks import parse_disks
-from ansible_collections.livesnap.qemu.plugins.module_utils._guest.engine_checks import Mount
 from ansible_collections.livesnap.qemu.plugins.module_utils._guest.facts import (
     Backend,
     BlockNode,
@@ -171,59 +170,57 @@ GOOD = GuestFacts(
     balloon_bytes=None,
     free_page_reporting=False,
 )
-MOUNTS = [Mount("/", "ext4"), Mount("/dev/shm", "tmpfs"), Mount("/mnt/huge pages", "hugetlbfs")]
 
 
 def device(kind: str) -> dict[str, Any]:
     return {"devices": [Device("/machine/peripheral/x", kind, "x", False)]}
 
 
-def memory(path: str, share: bool = True) -> dict[str, Any]:
-    return {"backends": [Backend("m", "memory-backend-file", path, share)]}
-
-
 def test_nothing_against_it() -> None:
-    assert engine_checks.uffd_reasons(GOOD, MOUNTS) == []
-    huge = "/mnt/huge pages"
-    for path, share in (("/dev/shm/x", True), (huge, True), (huge, False)):
-        change = memory(path, share)
-        assert engine_checks.uffd_reasons(dataclasses.replace(GOOD, **change), MOUNTS) == []
+    assert engine_checks.uffd_reasons(GOOD) == []
     paused = dataclasses.replace(GOOD, status="paused", running=False)
-    assert engine_checks.uffd_reasons(paused, MOUNTS) == []
+    assert engine_checks.uffd_reasons(paused) == []
 
 
-@pytest.mark.parametrize(
-    ("change", "reason"),
-    [
-        ({"status": "inmigrate"}, "state"),
-        ({"migration_status": "active"}, "migration"),
-        ({"arch": "s390x"}, "arch"),
-        ({"blockers": ["no"]}, "migration_blocked"),
-        (device("nvme"), "unmigratable"),
-        (device("ufs-lu"), "unmigratable"),
-        (device("usb-uas"), "unmigratable"),
-        (device("vfio-pci"), "vfio"),
-        (device("vhost-user-fs-pci"), "vhost_user"),
-        (device("vhost-vdpa-device-pci"), "vhost_vdpa"),
-        (device("ivshmem-plain"), "ivshmem"),
-        (device("virtio-mem-pci"), "virtio_mem"),
-        ({"free_page_reporting": True}, "free_page_reporting"),
-        ({"netdev_types": ["vhost-user"]}, "vhost_user"),
-        ({"netdev_types": ["vhost-vdpa"]}, "vhost_vdpa"),
-        ({"block_nodes": [BlockNode("n", "nvme", "nvme://x")]}, "pinned_blockdev"),
-        (memory("/var/ram"), "file_backed"),
-        (memory("/dev/shmoo"), "file_backed"),
-        (memory("/dev/shm/x", share=False), "file_backed"),
-        ({"backends": [Backend("s", "sev-guest", "", False)]}, "confidential"),
-        ({"backends": [Backend("s", "memory-backend-epc", "", False)]}, "confidential"),
-    ],
-)
-def test_stands_aside(change: dict[str, Any], reason: str) -> None:
-    found = engine_checks.uffd_reasons(dataclasses.replace(GOOD, **change), MOUNTS)
+#: What no engine can do anything about.
+ANY_ENGINE: list[tuple[dict[str, Any], str]] = [
+    ({"status": "inmigrate"}, "state"),
+    ({"migration_status": "active"}, "migration"),
+    ({"arch": "s390x"}, "arch"),
+    ({"blockers": ["no"]}, "migration_blocked"),
+    (device("nvme"), "unmigratable"),
+    (device("ufs-lu"), "unmigratable"),
+    (device("usb-uas"), "unmigratable"),
+    (device("vfio-pci"), "vfio"),
+    (device("ivshmem-plain"), "ivshmem"),
+    (device("virtio-mem-pci"), "virtio_mem"),
+    ({"backends": [Backend("s", "sev-guest", "", False)]}, "confidential"),
+    ({"backends": [Backend("s", "memory-backend-epc", "", False)]}, "confidential"),
+]
+#: What does not happen while the guest stands still.
+WHILE_IT_RUNS: list[tuple[dict[str, Any], str]] = [
+    (device("vhost-user-fs-pci"), "vhost_user"),
+    (device("vhost-vdpa-device-pci"), "vhost_vdpa"),
+    ({"free_page_reporting": True}, "free_page_reporting"),
+    ({"netdev_types": ["vhost-user"]}, "vhost_user"),
+    ({"netdev_types": ["vhost-vdpa"]}, "vhost_vdpa"),
+    ({"block_nodes": [BlockNode("n", "nvme", "nvme://x")]}, "pinned_blockdev"),
+]
+
+
+@pytest.mark.parametrize(("change", "reason"), ANY_ENGINE + WHILE_IT_RUNS)
+def test_uffd_stands_aside(change: dict[str, Any], reason: str) -> None:
+    found = engine_checks.uffd_reasons(dataclasses.replace(GOOD, **change))
     assert [entry.reason for entry in found] == [reason]
     assert found[0].message
 
 
-def test_mounts() -> None:
-    text = "/dev/vda / ext4 rw 0 0\nnodev /mnt/huge\\040pages hugetlbfs rw 0 0\n\n"
-    assert engine_checks.parse_mounts(text) == [MOUNTS[0], MOUNTS[2]]
+@pytest.mark.parametrize(("change", "reason"), ANY_ENGINE)
+def test_every_engine_stands_aside(change: dict[str, Any], reason: str) -> None:
+    found = engine_checks.pause_reasons(dataclasses.replace(GOOD, **change))
+    assert [entry.reason for entry in found] == [reason]
+
+
+@pytest.mark.parametrize(("change", "reason"), WHILE_IT_RUNS)
+def test_pause_need_not(change: dict[str, Any], reason: str) -> None:
+    assert engine_checks.pause_reasons(dataclasses.replace(GOOD, **change)) == [], reason

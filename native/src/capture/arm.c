@@ -172,6 +172,17 @@ int ls_engine_arm(struct ls_engine *e, uint64_t *written, struct ls_error *err)
     return start_sweep(e, err);
 }
 
+int ls_engine_copy_still(struct ls_engine *e, struct ls_error *err)
+{
+    struct ls_scan_result ignored;
+
+    if (ls_scan_all(e, true, &ignored, err))
+        return -1;
+    if (LS_FAULT("capture.arm"))
+        return ls_fail(err, LS_INTERNAL, "fault", "fault point capture.arm");
+    return start_sweep(e, err);
+}
+
 #ifdef LS_FAULTS
 /* Whether something is not protected any more since `protect`. */
 static bool released_any(struct ls_engine *e)

@@ -63,11 +63,13 @@ int ls_engine_new(struct ls_engine **engine, const struct ls_engine_options *o,
     struct ls_engine *e = calloc(1, sizeof *e);
 
     if (!e) {
-        close(o->uffd);
+        if (o->uffd >= 0)
+            close(o->uffd);
         return ls_fail(err, LS_INTERNAL, "memory", "out of memory");
     }
     e->pid = o->pid;
     e->uffd = o->uffd;
+    e->still = o->still;
     e->stage = o->stage;
     e->progress = o->progress;
     e->prearm_bytes = o->prearm_bytes;

@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: GPL-3.0-or-later */
 /*
  * The capture of RAM through a userfaultfd: fault threads, sweep workers, and the rules by which a
- * page is saved exactly once and released only after it has been proven untouched.
+ * page is saved exactly once and released only after it has been proven untouched. Or, `still`,
+ * without one: the guest stands still until all is saved, and nothing is protected or proven.
  *
  * One thread (the keeper's main thread) calls the functions here; the engine's own threads tell it
  * of completion and failure through the eventfd `news`. It knows nothing of requests and events.
@@ -69,7 +70,8 @@ struct ls_sweep_thread {
 
 struct ls_engine_options {
     pid_t pid;
-    int uffd; /* the engine's from now on */
+    int uffd;   /* the engine's from now on; -1 if `still` */
+    bool still; /* the guest stands still until all is saved */
     unsigned fault_threads;
     unsigned sweep_threads;
     bool force_pagemap_file; /* as on a kernel without PAGEMAP_SCAN */
@@ -81,6 +83,7 @@ struct ls_engine_options {
 struct ls_engine {
     pid_t pid;
     int uffd;
+    bool still;
     struct ls_pagemap pagemap;
     struct ls_stage *stage;
     struct ls_progress *progress;
@@ -150,6 +153,10 @@ int ls_engine_protect(struct ls_engine *e, struct ls_protect_result *result, str
  * not protected, or RAM was discarded (*written is 1 at least), and nothing has changed.
  */
 int ls_engine_arm(struct ls_engine *e, uint64_t *written, struct ls_error *err);
+
+/* `still`, in place of the three above: notes what has content, and begins to copy. The guest must
+ * stand still until ls_engine_complete(). */
+int ls_engine_copy_still(struct ls_engine *e, struct ls_error *err);
 
 #ifdef LS_FAULTS
 /* LIVESNAP_SABOTAGE=late-arm: arms 20 ms after arm has been answered, guest running. */

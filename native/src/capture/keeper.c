@@ -61,7 +61,10 @@ static void free_guest(struct ls_keeper *k)
     k->phase = LS_PHASE_RELEASED;
     resume_ksm(k);
     ls_stage_give_order(k->stage, LS_ORDER_FINISH);
-    ls_log(LOG_INFO, "the guest is free, its RAM was protected for %.3f s", k->protected_s);
+    ls_log(LOG_INFO,
+           k->start.still ? "the guest may go on, its RAM was copied in %.3f s"
+                          : "the guest is free, its RAM was protected for %.3f s",
+           k->protected_s);
     ls_events_send(
         &k->out, json_pack("{s:s, s:f}", "event", "released", "protected_s", k->protected_s), true);
 }

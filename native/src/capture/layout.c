@@ -104,8 +104,9 @@ static int refuse(struct check *c, const struct ls_block *b, const struct ls_vma
                   const char *reason, const char *why)
 {
     return c->rc = ls_fail(c->err, LS_REFUSED, reason,
-                           "RAM block '%s' at %#llx cannot be write-protected: %s (mapping '%s')",
-                           b->id, (unsigned long long)v->start, why, v->name);
+                           "RAM block '%s' at %#llx cannot be %s: %s (mapping '%s')", b->id,
+                           (unsigned long long)v->start,
+                           c->layout->still ? "read" : "write-protected", why, v->name);
 }
 
 static const char private_file[] =
@@ -113,16 +114,16 @@ static const char private_file[] =
 
 /*
  * A page of hugetlbfs is released and saved as a whole, and what is read of a block's file or page
- * tables says all of its content only under these conditions.
+ * tables says all of its content only under these conditions. Only read, it may be of any size.
  */
 static int check_hugetlb(struct check *c, struct ls_block *b, const struct ls_vma *v,
                          uint64_t page_size, const struct stat *st)
 {
-    if (page_size != LS_HUGE)
+    if (page_size != LS_HUGE && !c->layout->still)
         return refuse(
             c, b, v, "memory-kind",
             "its huge pages are not of 2 MiB; only such pages of hugetlbfs are supported");
-    if (b->host % LS_HUGE || b->length % LS_HUGE)
+    if ((b->host % LS_HUGE || b->length % LS_HUGE) && !c->layout->still)
         return refuse(c, b, v, "memory-kind",
                       "it is not made of whole huge pages; give the guest a multiple of 2 MiB");
     b->hugetlb = true;
@@ -141,7 +142,7 @@ static int check_hugetlb(struct check *c, struct ls_block *b, const struct ls_vm
 }
 
 /* Shared memory is only protected where its file has data, and for that the file is needed; of
- * private memory it is needed for hugetlbfs, whose file must have none. */
+ * private memory it is needed for hugetlbfs, whose file must have none, and to be only read. */
 static int open_file(struct check *c, struct ls_block *b, const struct ls_vma *v)
 {
     uint64_t offset = v->file_offset + (b->host > v->start ? b->host - v->start : 0);
@@ -163,6 +164,9 @@ static int open_file(struct check *c, struct ls_block *b, const struct ls_vma *v
     b->file_offset = offset;
     if (fs.f_type == HUGETLBFS_MAGIC)
         return check_hugetlb(c, b, v, (uint64_t)fs.f_bsize, &st);
+    b->own_or_file = !v->shared;
+    if (c->layout->still)
+        return 0;
     if (!v->shared)
         return refuse(c, b, v, "memory-kind", private_file);
     if (fs.f_type != TMPFS_MAGIC)
@@ -177,7 +181,7 @@ static int check_vma(struct check *c, struct ls_block *b, const struct ls_vma *v
     if (!v->readable)
         return refuse(c, b, v, "memory-kind", "it is not readable");
     if (c->source == LS_SMAPS) {
-        if (v->uffd_missing || v->uffd_wp)
+        if ((v->uffd_missing || v->uffd_wp) && !c->layout->still)
             return refuse(c, b, v, "userfaultfd-in-use", "it has a userfaultfd already");
         if (v->io)
             return refuse(c, b, v, "memory-kind", "it is memory of a device");
@@ -186,8 +190,9 @@ static int check_vma(struct check *c, struct ls_block *b, const struct ls_vma *v
     if (!first && (b->shared != v->shared || (b->fd >= 0) != (v->inode != 0)))
         return refuse(c, b, v, "memory-kind", "part of it is of another kind than the rest");
     b->shared = v->shared;
-    /* Only what QEMU says has huge pages is opened: a file on a disk or a network may block. */
-    if (v->shared || (v->inode != 0 && b->page_size > LS_SMALL))
+    /* To be protected, only what QEMU says has huge pages is opened: a file on a disk or a network
+     * may block. */
+    if (v->shared || (v->inode != 0 && (b->page_size > LS_SMALL || c->layout->still)))
         return open_file(c, b, v);
     return v->inode == 0 ? 0 : refuse(c, b, v, "memory-kind", private_file);
 }
@@ -226,7 +231,7 @@ int ls_layout_check(struct ls_layout *layout, pid_t pid, enum ls_vma_source sour
         if (layout->block[i].fd >= 0)
             close(layout->block[i].fd);
         layout->block[i].fd = -1;
-        layout->block[i].shared = layout->block[i].hugetlb = false;
+        layout->block[i].shared = layout->block[i].hugetlb = layout->block[i].own_or_file = false;
         layout->block[i].content = 0;
     }
     if (ls_proc_maps(pid, source, each_vma, c, err) < 0)

@@ -21,16 +21,18 @@ struct ls_block {
     uint64_t page_size; /* of its memory */
     uint64_t base;      /* number of its first chunk's first page; a multiple of 512 */
     uint64_t pad;       /* pages of the first chunk before the block */
-    bool shared;        /* a shared mapping of a file in memory */
+    bool shared;        /* a shared mapping of a file: in memory, or anywhere if it is only read */
+    bool own_or_file;   /* a private mapping of a file: what it has no page for is the file's */
     bool hugetlb;   /* of a hugetlbfs with pages of 2 MiB, shared or private: a chunk is a page */
     bool mergeable; /* KSM may merge it */
     uint64_t
         content; /* bytes that are in memory or swapped out, of LS_SMAPS; all if it is not known */
-    int fd;      /* shared or hugetlb: the file; -1 otherwise */
+    int fd;      /* shared, own_or_file or hugetlb: the file; -1 otherwise */
     uint64_t file_offset;
 };
 
 struct ls_layout {
+    bool still; /* it is only read, while the guest stands still: set before ls_layout_check() */
     uint32_t count;
     struct ls_block *block; /* in the order of the map; bases ascend */
     uint32_t *by_host;      /* block numbers by address */
@@ -46,7 +48,7 @@ int ls_layout_make(struct ls_layout *layout, const struct ls_rammap *map, struct
 /*
  * Looks at the target's mappings under each block and fills shared, hugetlb, mergeable, fd.
  * LS_REFUSED with reason "memory-kind" or "userfaultfd-in-use" names the block and why it cannot be
- * protected.
+ * protected, or read where nothing is to be protected.
  * `source` LS_SMAPS checks everything and is slow; LS_MAPS only that the blocks are mapped.
  */
 int ls_layout_check(struct ls_layout *layout, pid_t pid, enum ls_vma_source source,

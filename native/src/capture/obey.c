@@ -13,8 +13,9 @@ static int prearm(struct ls_keeper *k, struct ls_error *err)
     struct timespec began;
     bool done;
 
-    if (k->phase != LS_PHASE_ATTACHED || k->prearmed)
-        return ls_fail(err, LS_USAGE, "request", "'prearm' came twice, or after 'protect'");
+    if (k->phase != LS_PHASE_ATTACHED || k->prearmed || k->start.still)
+        return ls_fail(err, LS_USAGE, "request",
+                       "'prearm' came twice, after 'protect', or for engine pause");
     clock_gettime(CLOCK_MONOTONIC, &began);
     if (ls_engine_set_layout(k->engine, &k->first, err) ||
         ls_engine_prearm(k->engine, &done, &got, err))
@@ -53,6 +54,7 @@ static int read_map(struct ls_keeper *k, const char *ramblock, struct ls_error *
     ls_rammap_free(&map);
     if (rc)
         return -1;
+    layout.still = k->start.still;
     if (k->has_layout) {
         bool same = ls_layout_same(&k->engine->layout, &layout);
 
@@ -76,13 +78,14 @@ static int read_map(struct ls_keeper *k, const char *ramblock, struct ls_error *
 
 static int protect(struct ls_keeper *k, const struct ls_request *r, struct ls_error *err)
 {
-    struct ls_protect_result got;
+    struct ls_protect_result got = {0};
     struct timespec began;
 
     if (k->phase > LS_PHASE_PROTECTED)
         return ls_fail(err, LS_USAGE, "request", "'protect' came after 'arm'");
     clock_gettime(CLOCK_MONOTONIC, &began);
-    if (read_map(k, r->ramblock, err) || ls_engine_protect(k->engine, &got, err))
+    if (read_map(k, r->ramblock, err) ||
+        (!k->start.still && ls_engine_protect(k->engine, &got, err)))
         return -1;
     if (k->phase == LS_PHASE_ATTACHED)
         k->protected_at = began;
@@ -108,21 +111,22 @@ static int arm(struct ls_keeper *k, struct ls_error *err)
 {
     struct ls_protect_result ignored;
     struct timespec began;
-    uint64_t written;
+    uint64_t written = 0;
 
     if (k->phase != LS_PHASE_PROTECTED)
         return ls_fail(err, LS_USAGE, "request", "'arm' came %s",
                        k->phase == LS_PHASE_ATTACHED ? "before 'protect'" : "twice");
     clock_gettime(CLOCK_MONOTONIC, &began);
 #ifdef LS_FAULTS
-    if (k->engine->late_arm) {
+    if (k->engine->late_arm && !k->start.still) {
         k->phase = LS_PHASE_ARMED;
         clock_gettime(CLOCK_MONOTONIC, &k->armed_at);
         send_armed(k, 0, &began);
         return ls_engine_arm_late(k->engine, err);
     }
 #endif
-    if (ls_engine_arm(k->engine, &written, err))
+    if (k->start.still ? ls_engine_copy_still(k->engine, err)
+                       : ls_engine_arm(k->engine, &written, err))
         return -1;
     if (written == 0) {
         k->phase = LS_PHASE_ARMED;
@@ -174,8 +178,9 @@ int ls_keeper_obey(struct ls_keeper *k, struct ls_error *err)
         rc = handle_line(k, line, length, err);
         free(line);
     }
-    if (rc == 0 && k->in.end && k->phase < LS_PHASE_ARMED)
-        return ls_fail(err, LS_ABORTED, "owner",
-                       "the owner closed the requests before RAM was armed");
+    /* Who stands still is let go by the owner alone, or by its guard: then it is no instant. */
+    if (rc == 0 && k->in.end && k->phase < (k->start.still ? LS_PHASE_RELEASED : LS_PHASE_ARMED))
+        return ls_fail(err, LS_ABORTED, "owner", "the owner closed the requests before RAM was %s",
+                       k->start.still ? "copied" : "armed");
     return rc;
 }

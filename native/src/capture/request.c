@@ -110,7 +110,7 @@ static int get_start(json_t *o, struct ls_request *r, struct ls_error *err)
 {
     uint64_t pid, level, workers;
     char codec[16] = "lz4";
-    bool device;
+    bool device, uffd;
 
     if (get_text(o, "id", r->id_text, sizeof r->id_text, true, err) || get_id(r, err) ||
         get_text(o, "guest", r->guest, sizeof r->guest, true, err) ||
@@ -125,7 +125,8 @@ static int get_start(json_t *o, struct ls_request *r, struct ls_error *err)
         get_number(o, "bandwidth", INT64_MAX, false, &r->bandwidth, err) ||
         get_number(o, "workers", 1024, false, &workers, err) ||
         get_choice(o, "attach", "device", "inject", &device, err) ||
-        get_choice(o, "ksm", "pause", "refuse", &r->ksm_pause, err))
+        get_choice(o, "ksm", "pause", "refuse", &r->ksm_pause, err) ||
+        get_choice(o, "engine", "uffd", "pause", &uffd, err))
         return -1;
     if (pid < 1)
         return wrong(err, "pid", "is not a process id");
@@ -135,6 +136,7 @@ static int get_start(json_t *o, struct ls_request *r, struct ls_error *err)
     r->level = (int)level;
     r->workers = (unsigned)workers;
     r->attach = device ? LS_ATTACH_DEVICE : LS_ATTACH_INJECT;
+    r->still = !uffd;
     return 0;
 }
 

@@ -49,6 +49,7 @@ struct ls_request {
     unsigned workers;
     enum ls_attach_how attach;
     bool ksm_pause;
+    bool still; /* the guest stands still from `protect` until `released`: no userfaultfd */
 };
 
 /* LS_USAGE, reason "request", names the field that is missing or wrong. */

@@ -247,7 +247,7 @@ static int punched(const struct ls_block *b, uint64_t address, const struct ls_m
     return 0;
 }
 
-/* Copies what has content, and proves that it is of the instant. */
+/* Copies what has content, and proves that it is of the instant, unless the guest stands still. */
 static int copy_proven(struct ls_engine *e, const struct ls_block *b, uint64_t chunk,
                        uint64_t address, const struct ls_mask *data, unsigned count, uint8_t *to,
                        struct ls_error *err)
@@ -256,6 +256,8 @@ static int copy_proven(struct ls_engine *e, const struct ls_block *b, uint64_t c
 
     if (LS_FAULT("capture.copy"))
         return ls_fail(err, LS_INTERNAL, "fault", "fault point");
+    if (e->still)
+        return copy_pages(e, b, address, data, count, to, err);
     /* Reading a private page that is gone would make a new one: look before that as well. */
     if (b->hugetlb && !b->shared)
         missing = unproven(e, b, chunk, address, data);
@@ -351,7 +353,7 @@ int ls_save_pages(struct ls_engine *e, struct ls_stager *s, uint64_t chunk,
                                      memory_order_release);
     if (count > 0) {
         ls_chunk_pages(e, b, chunk, &inside);
-        if (release_pages(e, chunk, address, &data, &inside, fault, &err))
+        if (!e->still && release_pages(e, chunk, address, &data, &inside, fault, &err))
             return fail(e, &err);
         atomic_fetch_add_explicit(&e->zero_pages, sort_pages(e, s, chunk, &data, count),
                                   memory_order_relaxed);

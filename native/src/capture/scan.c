@@ -74,11 +74,11 @@ static int visit(uint64_t start, uint64_t end, unsigned flags, void *arg)
                          (start > s->e->sabotage_start ? start : s->e->sabotage_start)) /
                         LS_SMALL;
 #endif
-    if (!by_range(s->block)) {
+    if (!by_range(s->block))
         s->populated += pages;
-        if (s->record)
-            record_run(s->e, s->block, start, end);
-    }
+    /* A file on a disk may not tell yet of pages that were written to by way of the mapping. */
+    if (s->record && (!by_range(s->block) || s->e->still))
+        record_run(s->e, s->block, start, end);
     if (flags & LS_PM_HUGE)
         s->huge_pages += pages;
     /* Of hugetlbfs, whose every chunk is huge, the proof wants to know which are mapped. */
@@ -130,16 +130,11 @@ static int each_hugetlb(struct ls_engine *e, const struct ls_block *b, range_fn 
     return ls_pagemap_scan(&e->pagemap, b->host, b->host + b->length, visit_pages, &p);
 }
 
-/* Goes through the ranges of a block that can have content: all of a private one, where the file
- * has data in a shared one, where huge pages are in one of hugetlbfs. */
-static int each_range(struct ls_engine *e, const struct ls_block *b, range_fn fn, void *arg)
+/* Goes through the ranges of a block where its file has data. */
+static int each_data(const struct ls_block *b, range_fn fn, void *arg)
 {
     off_t at = (off_t)b->file_offset, end = at + (off_t)b->length;
 
-    if (b->hugetlb)
-        return each_hugetlb(e, b, fn, arg);
-    if (!b->shared)
-        return fn(b, b->host, b->host + b->length, arg);
     while (at < end) {
         off_t data = lseek(b->fd, at, SEEK_DATA), hole;
         int rc;
@@ -163,6 +158,23 @@ static int each_range(struct ls_engine *e, const struct ls_block *b, range_fn fn
             return rc;
         at = hole;
     }
+    return 0;
+}
+
+/* Goes through the ranges of a block that can have content: all of a private one, where the file
+ * has data in a shared one, where huge pages are in one of hugetlbfs. */
+static int each_range(struct ls_engine *e, const struct ls_block *b, range_fn fn, void *arg)
+{
+    if (b->hugetlb)
+        return each_hugetlb(e, b, fn, arg);
+    if (!b->shared)
+        return fn(b, b->host, b->host + b->length, arg);
+    return each_data(b, fn, arg);
+}
+
+static int record_data(const struct ls_block *b, uint64_t start, uint64_t end, void *arg)
+{
+    record_run(arg, b, start, end);
     return 0;
 }
 
@@ -198,7 +210,8 @@ static int scan_blocks(struct scan *s, struct ls_scan_result *result, struct ls_
 {
     for (uint32_t i = 0; i < s->e->layout.count; i++) {
         s->block = &s->e->layout.block[i];
-        if (each_range(s->e, s->block, scan_range, s))
+        if (each_range(s->e, s->block, scan_range, s) ||
+            (s->record && s->block->own_or_file && each_data(s->block, record_data, s->e)))
             return ls_uffd_fail(err, errno, "look at", s->block->host, s->block->length);
     }
     result->populated = s->populated;

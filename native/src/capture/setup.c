@@ -13,7 +13,6 @@
 
 #include "capture/keeper.h"
 #include "capture/kind.h"
-#include "common/cleanup.h"
 #include "common/fault.h"
 #include "common/ksm.h"
 #include "guard/log.h"
@@ -69,14 +68,16 @@ static int check_target(struct ls_keeper *k, struct ls_error *err)
                        "process %d is not the guest's: it was started at %llu, not at %llu",
                        (int)k->start.pid, (unsigned long long)start_time,
                        (unsigned long long)k->start.start_time);
-    return ls_attach_preflight(k->start.pid, err);
+    return k->start.still ? 0 : ls_attach_preflight(k->start.pid, err);
 }
 
 static int find_ram(struct ls_keeper *k, struct ls_error *err)
 {
     if (ls_rammap_locate(k->start.pid, k->start.ramblock, &k->map, err) ||
-        ls_layout_make(&k->first, &k->map, err) ||
-        ls_layout_check(&k->first, k->start.pid, LS_SMAPS, err))
+        ls_layout_make(&k->first, &k->map, err))
+        return -1;
+    k->first.still = k->start.still;
+    if (ls_layout_check(&k->first, k->start.pid, LS_SMAPS, err))
         return -1;
     for (size_t i = 0; i < k->start.gpa_count; i++) {
         bool found = false;
@@ -92,14 +93,6 @@ static int find_ram(struct ls_keeper *k, struct ls_error *err)
     return 0;
 }
 
-static bool ksm_runs(void)
-{
-    char value = '0';
-    LS_AUTO_CLOSE int fd = open("/sys/kernel/mm/ksm/run", O_RDONLY | O_CLOEXEC);
-
-    return fd >= 0 && read(fd, &value, 1) == 1 && value == '1';
-}
-
 static int hold_ksm(struct ls_keeper *k, struct ls_error *err)
 {
     struct ls_error ignored;
@@ -108,9 +101,10 @@ static int hold_ksm(struct ls_keeper *k, struct ls_error *err)
     ls_ksm_tidy(&ignored);
     for (uint32_t i = 0; i < k->first.count; i++)
         mergeable |= k->first.block[i].mergeable;
-    if (!mergeable)
+    /* What is merged while the guest stands still is the same. */
+    if (!mergeable || k->start.still)
         return 0;
-    if (!k->start.ksm_pause && ksm_runs())
+    if (!k->start.ksm_pause && ls_ksm_runs())
         return ls_fail(err, LS_REFUSED, "ksm",
                        "KSM is running and may merge the guest's RAM; switch it off, or allow it "
                        "to be paused (ksm: pause)");
@@ -207,6 +201,21 @@ static int start_writer(struct ls_keeper *k, struct ls_error *err)
                    k->start.image, READY_TRIES / 10);
 }
 
+/* Nothing to be attached to, where the guest is going to stand still. */
+static int get_userfaultfd(struct ls_keeper *k, struct ls_attach_result *got, struct ls_error *err)
+{
+    *got = (struct ls_attach_result){.uffd = -1};
+    if (k->start.still)
+        return 0;
+    if (ls_attach_userfaultfd(k->start.pid, k->start.attach, got, err))
+        return -1;
+    if (ls_uffd_handshake(got->uffd, err)) {
+        close(got->uffd);
+        return -1;
+    }
+    return 0;
+}
+
 static int attach(struct ls_keeper *k, struct ls_error *err)
 {
     struct ls_attach_result got;
@@ -216,17 +225,14 @@ static int attach(struct ls_keeper *k, struct ls_error *err)
         .fault_threads = cpus() >= 8 ? 2 : 1,
         .sweep_threads = sweep > 4 ? 4 : sweep,
         .prearm_bytes = PREARM_BYTES,
+        .still = k->start.still,
         .stage = k->stage,
         .progress = k->progress,
     };
 
-    if (ls_attach_userfaultfd(k->start.pid, k->start.attach, &got, err))
+    if (get_userfaultfd(k, &got, err))
         return -1;
     o.uffd = got.uffd;
-    if (ls_uffd_handshake(o.uffd, err)) {
-        close(o.uffd);
-        return -1;
-    }
     if (ls_engine_new(&k->engine, &o, err))
         return -1;
     ls_log(LOG_INFO, "attached to process %d (%u us), RAM %llu bytes, staging %llu bytes",

@@ -61,7 +61,8 @@ void *ls_sweep_main(void *arg)
         ls_chunk_pages(e, b, chunk, &want);
         if (ls_save_pages(e, &t->stager, chunk, &want, NULL) < 0)
             break;
-        atomic_fetch_add_explicit(&e->proof_chunks, 1, memory_order_relaxed);
+        if (!e->still)
+            atomic_fetch_add_explicit(&e->proof_chunks, 1, memory_order_relaxed);
         ls_turn_give(&turn);
     }
 #ifdef LS_FAULTS

@@ -164,6 +164,11 @@ static int put_back(int folder, struct ls_error *err)
     return 0;
 }
 
+bool ls_ksm_runs(void)
+{
+    return read_number(AT_FDCWD, run_file) == 1;
+}
+
 int ls_ksm_pause(pid_t holder, bool *paused, struct ls_error *err)
 {
     LS_AUTO_CLOSE int folder = -1;

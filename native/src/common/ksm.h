@@ -21,6 +21,9 @@
  */
 int ls_ksm_pause(pid_t holder, bool *paused, struct ls_error *err);
 
+/* Whether ksmd scans at present. */
+bool ls_ksm_runs(void);
+
 /* `holder` needs it no more (harmless if it never did). Drops the dead as well. */
 int ls_ksm_resume(pid_t holder, struct ls_error *err);
 

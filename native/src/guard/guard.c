@@ -100,7 +100,9 @@ static int obey(struct life *life, const char *what, const json_t *request, stru
         emit(life, json_pack("{ss}", "event", "ready"));
         return 0;
     }
-    if (strcmp(what, "bracket") == 0 && life->started && life->state == IDLE) {
+    /* Again in the bracket: a new deadline, counted from then. */
+    if (strcmp(what, "bracket") == 0 && life->started &&
+        (life->state == IDLE || life->state == BRACKET)) {
         if (bracket(life, request, err) != 0)
             return -1;
         emit(life, json_pack("{ss}", "event", "bracket"));

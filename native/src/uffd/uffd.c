@@ -65,6 +65,16 @@ int ls_uffd_fail(struct ls_error *err, int sys, const char *what, uint64_t start
     }
 }
 
+int ls_uffd_check_features(uint64_t have, struct ls_error *err)
+{
+    for (size_t i = 0; i < NEEDED; i++)
+        if (!(have & needed[i].bit))
+            return ls_fail(err, LS_REFUSED, "userfaultfd",
+                           "the kernel's userfaultfd lacks %s; Linux 5.19 or newer has it",
+                           needed[i].name);
+    return 0;
+}
+
 int ls_uffd_handshake(int uffd, struct ls_error *err)
 {
     struct uffdio_api api = {.api = UFFD_API};
@@ -77,12 +87,8 @@ int ls_uffd_handshake(int uffd, struct ls_error *err)
         uint64_t have = 0;
         struct ls_error ignored;
 
-        if (ls_uffd_probe(&have, &ignored) == 0)
-            for (size_t i = 0; i < NEEDED; i++)
-                if (!(have & needed[i].bit))
-                    return ls_fail(err, LS_REFUSED, "userfaultfd",
-                                   "the kernel's userfaultfd lacks %s; Linux 5.19 or newer has it",
-                                   needed[i].name);
+        if (ls_uffd_probe(&have, &ignored) == 0 && ls_uffd_check_features(have, err))
+            return -1;
         errno = EINVAL;
     }
     if (errno == ESRCH)

@@ -47,6 +47,9 @@ enum ls_uffd_class ls_uffd_errno(int sys);
  */
 int ls_uffd_handshake(int uffd, struct ls_error *err);
 
+/* The same of features that ls_uffd_probe() found. */
+int ls_uffd_check_features(uint64_t features, struct ls_error *err);
+
 /*
  * What a kernel offers, asked on a userfaultfd of our own that is closed again. Returns 0 and the
  * kernel's UFFD_FEATURE_* in *features; without permission or support -1, LS_REFUSED.

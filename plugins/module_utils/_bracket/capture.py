@@ -8,11 +8,21 @@ import contextlib
 import os
 import time
 
+from ansible_collections.livesnap.qemu.plugins.module_utils._bracket.link import Limit
 from ansible_collections.livesnap.qemu.plugins.module_utils._bracket.quiet import expect_paused
-from ansible_collections.livesnap.qemu.plugins.module_utils._bracket.run import Run
-from ansible_collections.livesnap.qemu.plugins.module_utils._capture import uffd
+from ansible_collections.livesnap.qemu.plugins.module_utils._bracket.run import MARGIN, Run
+from ansible_collections.livesnap.qemu.plugins.module_utils._bracket.spec import SnapshotSpec
+from ansible_collections.livesnap.qemu.plugins.module_utils._capture.capture import (
+    IMAGE,
+    CaptureConfig,
+)
+from ansible_collections.livesnap.qemu.plugins.module_utils._capture.table import ENGINES
 from ansible_collections.livesnap.qemu.plugins.module_utils._disks import leftovers
-from ansible_collections.livesnap.qemu.plugins.module_utils._errors import LivesnapError, QmpError
+from ansible_collections.livesnap.qemu.plugins.module_utils._errors import (
+    HelperError,
+    LivesnapError,
+    QmpError,
+)
 from ansible_collections.livesnap.qemu.plugins.module_utils._store import files
 
 DEVICES = "devices"
@@ -20,23 +30,29 @@ DEVICES = "devices"
 ATTEMPTS = 3
 #: Protecting before the pause: 24 ms a GiB, and what faults take meanwhile. Seconds.
 PREARM_LIMIT = 300.0
+#: How often a copy that the guest stands still for is looked at, seconds.
+_POLL = 0.05
+#: Bytes a second that any storage takes, and the most seconds that a guest stands still.
+_SLOW_STORAGE, _COPY_MOST = 32 << 20, 3000.0
+#: The longest deadline that the guard takes, seconds.
+_GUARD_MOST = 3600
 #: A data sync that took longer than this left others time to dirty the cache again. Seconds.
 _SLOW_SYNC = 0.05
 
 
 def attach(run: Run) -> None:
-    """Get a userfaultfd of QEMU, make the keeper. Nothing is protected."""
+    """Make the helper ready for the engine that was chosen. Nothing is protected."""
     if run.plan.engine is None:
         return
     spec = run.spec
-    run.capture = uffd.UffdCapture(
-        uffd.CaptureConfig(
+    run.capture = ENGINES[run.plan.engine].CAPTURE(
+        CaptureConfig(
             helper=spec.helper,
             id=run.id,
             guest=spec.guest,
             pid=run.process.pid,
             start_time=run.process.start_time,
-            image=str(run.place() / uffd.IMAGE),
+            image=str(run.place() / IMAGE),
             compression=spec.compression,
             level=spec.compression_level or 0,
             staging=spec.staging,
@@ -151,6 +167,40 @@ def arm(run: Run) -> None:
             )
         save_devices(run)
     run.timings["arm_ms"] = round(run.capture.arm_ms, 3)
+
+
+def copy(run: Run) -> None:
+    """Of an engine that holds the guest: until all of RAM is copied. The deadline waits as long."""
+    if run.capture is None or run.guard is None or not run.capture.holds:
+        return
+    most = copy_limit(run.spec, run.plan.memory_estimate)
+    run.guard.bracket(int(min(most + run.spec.deadline, _GUARD_MOST) * 1000))
+    run.limit = Limit(most, f"copying the RAM of guest '{run.spec.guest}', which stood still,")
+    while not run.capture.copied(_POLL):
+        run.check()
+        run.limit.left(1.0)
+        if run.capture.stopped():
+            raise HelperError(f"the helper's {run.capture.stopped()} was stopped by a signal")
+        told = run.capture.progress
+        done, total = int(told.get("done_bytes", 0)), int(told.get("total_bytes", 0))
+        run.progress("copy", 99.0 * done / total if total else 0.0, done, total)
+    run.limit = bracket_limit(run.spec)
+
+
+def copy_limit(spec: SnapshotSpec, size: int) -> float:
+    """Seconds that a guest with `size` bytes to be copied may stand still for them. Pure.
+
+    `timeout` if it is given; otherwise what slow storage takes, should staging have no room.
+    """
+    if spec.timeout:
+        return float(min(spec.timeout, _COPY_MOST))
+    rate = min(_SLOW_STORAGE, spec.bandwidth or _SLOW_STORAGE)
+    return min(10.0 + size / rate, _COPY_MOST)
+
+
+def bracket_limit(spec: SnapshotSpec) -> Limit:
+    """The owner's own limit in the bracket, which ends before the guard's."""
+    return Limit(spec.deadline * (1 - MARGIN), f"the bracket of guest '{spec.guest}' (deadline)")
 
 
 def drop_devices(run: Run) -> None:

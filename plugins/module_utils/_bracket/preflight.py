@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any, Optional
 
 from ansible_collections.livesnap.qemu.plugins.module_utils._bracket.spec import SnapshotSpec
+from ansible_collections.livesnap.qemu.plugins.module_utils._capture import uffd
 from ansible_collections.livesnap.qemu.plugins.module_utils._capture.choice import (
     Choice,
     choose,
@@ -47,6 +48,8 @@ class Plan:
     process: QemuProcess
     uuid: Optional[str]
     engine: Optional[str]
+    #: a line for each engine that could not be taken
+    passed_over: tuple[str, ...]
     selection: Selection
     #: node name -> bytes
     disk_estimates: dict[str, int]
@@ -105,15 +108,16 @@ def examine(
         SCHEMES["backup"].check()
     if any(disk.target for disk in disks):
         check_reach(spec, process)
-    taken = choose_engine(spec, facts, process.pid) if spec.memory else None
+    taken = choose_engine(spec, facts, process, touch)
     plan = Plan(
         facts=facts,
         process=process,
         uuid=uuid,
-        engine=None if taken is None else taken.engine,
+        engine=taken.engine,
+        passed_over=taken.indications,
         selection=selection,
         disk_estimates=SCHEMES["backup"].estimate(qmp, disks),
-        memory_estimate=memory_bytes(facts, process.pid) if spec.memory else 0,
+        memory_estimate=memory_bytes(facts, process.pid, taken.engine) if spec.memory else 0,
         freeze=False,
         freeze_reason=None,
         block_nodes=[
@@ -124,7 +128,7 @@ def examine(
             }
             for node in qmp.execute("query-named-block-nodes", {"flat": True})
         ],
-        warnings=spec.warnings(),
+        warnings=[*spec.warnings(), *taken.warnings],
     )
     space.check(store.root, plan.memory_estimate, sum(plan.disk_estimates.values()))
     plan.freeze_reason = no_freeze(spec, address, facts, qmp, touch)
@@ -150,14 +154,24 @@ def check_reach(spec: SnapshotSpec, process: QemuProcess) -> None:
         )
 
 
-def choose_engine(spec: SnapshotSpec, facts: GuestFacts, pid: int) -> Choice:
+def choose_engine(
+    spec: SnapshotSpec, facts: GuestFacts, process: QemuProcess, touch: bool
+) -> Choice:
     """The engine asked for, or the first that has no reason to stand aside."""
-    return choose(spec.guest, judge(facts, pid, spec.helper), spec.engine, allow_pause=False)
+    if not spec.memory:
+        return Choice(None, (), ())
+    verdicts = judge(facts, process.pid, spec.helper, spec.ksm, touch)
+    return choose(spec.guest, verdicts, spec.engine, spec.allow_pause)
 
 
-def memory_bytes(facts: GuestFacts, pid: int) -> int:
-    """The most that the RAM image can take: what the process has in memory, RAM's size at most."""
+def memory_bytes(facts: GuestFacts, pid: int, engine: Optional[str]) -> int:
+    """The most that the RAM image can take: what the process has in memory, RAM's size at most.
+
+    Other engines than uffd also read what a file has that the process does not have in memory.
+    """
     total = facts.memory_bytes
+    if engine != uffd.NAME:
+        return total + (64 << 20) + total // 128
     try:
         with open(f"/proc/{pid}/status", encoding="ascii", errors="replace") as file:
             fields = dict(line.split(":", 1) for line in file if ":" in line)
@@ -203,7 +217,10 @@ def predicted(spec: SnapshotSpec, plan: Plan) -> dict[str, Any]:
         "complete": False,
         "consistency": {
             "level": "filesystem" if plan.freeze else "crash",
-            "indications": [f"fsfreeze: {plan.freeze_reason or 'will be tried'}"],
+            "indications": [
+                f"fsfreeze: {plan.freeze_reason or 'will be tried'}",
+                *plan.passed_over,
+            ],
         },
         "engine": plan.engine,
         "timings": None,

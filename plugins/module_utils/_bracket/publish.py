@@ -11,7 +11,7 @@ from typing import Any, Optional
 
 from ansible_collections.livesnap.qemu.plugins.module_utils._bracket import capture
 from ansible_collections.livesnap.qemu.plugins.module_utils._bracket.run import Run
-from ansible_collections.livesnap.qemu.plugins.module_utils._capture import uffd
+from ansible_collections.livesnap.qemu.plugins.module_utils._capture.capture import IMAGE, gpa_list
 from ansible_collections.livesnap.qemu.plugins.module_utils._store import files, listing, status
 
 DOMAIN = "domain.xml"
@@ -72,7 +72,7 @@ def consistency(run: Run) -> dict[str, Any]:
         said = f"fsfreeze: not done: {run.freeze_reason}"
     return {
         "level": "filesystem" if run.freeze_achieved else "crash",
-        "indications": [said],
+        "indications": [said, *run.plan.passed_over],
         "freeze": {
             "asked": run.spec.freeze,
             "achieved": run.freeze_achieved,
@@ -87,7 +87,7 @@ def _memory(run: Run, folder: Path) -> Optional[dict[str, Any]]:
         return None
     done = run.capture.done
     released = run.capture.released or {}
-    if "protected_s" in released:
+    if "protected_s" in released and not run.capture.holds:
         run.timings["protected_s"] = round(float(released["protected_s"]), 6)
     if "sweep_s" in done:
         run.timings["sweep_s"] = round(float(done["sweep_s"]), 6)
@@ -95,11 +95,11 @@ def _memory(run: Run, folder: Path) -> Optional[dict[str, Any]]:
     fault_us = done.get("fault_us") or {}
     faults = int(done.get("faults", 0))
     return {
-        "file": uffd.IMAGE,
+        "file": IMAGE,
         "bytes": int(done["bytes"]),
         "zero_bytes": int(done["zero_bytes"]),
         "stored_bytes": int(done["stored_bytes"]),
-        "file_bytes": (folder / uffd.IMAGE).stat().st_size,
+        "file_bytes": (folder / IMAGE).stat().st_size,
         "checksum": str(done["checksum"]),
         "compression": run.spec.compression,
         "staging_bytes": int(done["staging_bytes"]),
@@ -112,7 +112,7 @@ def _memory(run: Run, folder: Path) -> Optional[dict[str, Any]]:
             "scans": int(done.get("proof", {}).get("scans", 0)),
             "chunks": int(done.get("proof", {}).get("chunks", 0)),
         },
-        "gpa": uffd.gpa_list(run.plan.facts),
+        "gpa": gpa_list(run.plan.facts),
         "ramblock": run.ramblock,
     }
 

@@ -17,7 +17,7 @@ from ansible_collections.livesnap.qemu.plugins.module_utils._bracket.link import
 )
 from ansible_collections.livesnap.qemu.plugins.module_utils._bracket.preflight import Plan
 from ansible_collections.livesnap.qemu.plugins.module_utils._bracket.spec import SnapshotSpec
-from ansible_collections.livesnap.qemu.plugins.module_utils._capture.uffd import UffdCapture
+from ansible_collections.livesnap.qemu.plugins.module_utils._capture.capture import Capture
 from ansible_collections.livesnap.qemu.plugins.module_utils._connection.connection import (
     Connection,
 )
@@ -53,7 +53,7 @@ class Run:
     started: str = ""
     started_at: float = field(default_factory=time.monotonic)
     folder: Optional[Path] = None
-    capture: Optional[UffdCapture] = None
+    capture: Optional[Capture] = None
     backup: Optional[Backup] = None
     guard: Optional[Guard] = None
     agent: Optional[AgentCommands] = None

@@ -32,6 +32,7 @@ class SnapshotSpec:
     uri: str = "qemu:///system"
     memory: bool = True
     engine: str = "auto"
+    allow_pause: bool = False
     disk_scheme: str = "auto"
     disks: list[dict[str, str]] = field(default_factory=list)
     freeze: str = "auto"
@@ -100,6 +101,11 @@ class SnapshotSpec:
         ):
             if number < least:
                 raise LivesnapError(f"{what} '{number}' is too small", f"the least is {least}")
+        if self.engine == "pause" and not self.allow_pause:
+            raise LivesnapError(
+                "engine 'pause' stops the guest for as long as its RAM is copied",
+                "set allow_pause: true if it may stand still",
+            )
         if self.freeze != "never" and self.freeze_timeout >= self.deadline:
             raise LivesnapError(
                 f"freeze_timeout '{self.freeze_timeout}' leaves nothing of deadline"

@@ -20,7 +20,7 @@ from ansible_collections.livesnap.qemu.plugins.module_utils._bracket import (
     sweep,
 )
 from ansible_collections.livesnap.qemu.plugins.module_utils._bracket.link import Limit
-from ansible_collections.livesnap.qemu.plugins.module_utils._bracket.run import MARGIN, Run
+from ansible_collections.livesnap.qemu.plugins.module_utils._bracket.run import Run
 from ansible_collections.livesnap.qemu.plugins.module_utils._disks.backup import Backup
 from ansible_collections.livesnap.qemu.plugins.module_utils._errors import (
     HelperError,
@@ -80,7 +80,8 @@ def _drop_targets(run: Run) -> None:
 def _guard(run: Run) -> None:
     spec, process = run.spec, run.process
     myself = rundir.myself()
-    taken = run.capture
+    # One that holds the guest has nothing that the guard would have to release.
+    taken = run.capture if run.capture is not None and not run.capture.holds else None
     run.guard = Guard(
         spec.helper,
         GuardConfig(
@@ -111,9 +112,7 @@ def _bracket(run: Run) -> None:
     if run.guard is None:
         raise AssertionError
     run.guard.bracket(spec.deadline * 1000)
-    run.limit = Limit(
-        spec.deadline * (1 - MARGIN), f"the bracket of guest '{spec.guest}' (deadline)"
-    )
+    run.limit = capture.bracket_limit(spec)
 
 
 def _end_guard(run: Run) -> None:
@@ -169,6 +168,7 @@ STEPS: tuple[Step, ...] = (
     Step("protect", capture.protect, capture.detach),
     Step("devices", capture.save_devices, _nothing),
     Step("arm", capture.arm, _nothing),
+    Step("copy", capture.copy, _nothing),
     Step("cont", _cont, _nothing),
     Step("thaw", _thaw, _nothing),
     Step("sweep", _sweep, _nothing),

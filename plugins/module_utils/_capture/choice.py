@@ -9,7 +9,7 @@ taken = choose("web1", verdicts, "auto", allow_pause=False)
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Sequence
+from typing import Optional, Sequence
 
 from ansible_collections.livesnap.qemu.plugins.module_utils._capture.subject import look
 from ansible_collections.livesnap.qemu.plugins.module_utils._capture.table import ENGINES
@@ -41,19 +41,26 @@ class Verdict:
 
 @dataclass(frozen=True)
 class Choice:
-    """The engine that is taken. `indications`: a line for each engine that was passed over."""
+    """The engine that is taken; None: RAM is not captured.
 
-    engine: str
+    `indications` has a line for each engine that was passed over.
+    """
+
+    engine: Optional[str]
     indications: tuple[str, ...]
     warnings: tuple[str, ...]
 
 
-def judge(facts: GuestFacts, pid: int, helper: str) -> list[Verdict]:
+def judge(
+    facts: GuestFacts, pid: int, helper: str, ksm: str = "pause", touch: bool = False
+) -> list[Verdict]:
     """Ask each engine about the guest of process `pid`, in order of preference.
 
-    Queries only: nothing is touched. Raises HelperError where the helper is not there.
+    `ksm`: `refuse` makes it a reason that KSM runs. `touch`: a thread of QEMU in a seccomp sandbox
+    may be stopped for about a millisecond, so that its filter can be read; otherwise nothing is
+    touched. Raises HelperError where the helper is not there.
     """
-    subject = look(facts, pid, helper)
+    subject = look(facts, pid, helper, ksm, touch)
     return [Verdict(name, tuple(engine.reasons(subject))) for name, engine in ENGINES.items()]
 
 

@@ -6,11 +6,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ansible_collections.livesnap.qemu.plugins.module_utils._guest.engine_checks import (
-    Mount,
-    Reason,
-    read_mounts,
-)
+from ansible_collections.livesnap.qemu.plugins.module_utils._errors import HelperError
+from ansible_collections.livesnap.qemu.plugins.module_utils._guest.engine_checks import Reason
 from ansible_collections.livesnap.qemu.plugins.module_utils._guest.facts import GuestFacts
 from ansible_collections.livesnap.qemu.plugins.module_utils._helper import Event, run_once
 
@@ -20,31 +17,21 @@ class Subject:
     """A guest, as far as it decides about engines. `seen`: what the helper found, by engine."""
 
     facts: GuestFacts
-    mounts: list[Mount]
     seen: dict[str, list[Reason]]
 
 
-def look(facts: GuestFacts, pid: int, helper: str) -> Subject:
-    """Look at the process of the guest whose facts these are. Touches nothing.
+def look(facts: GuestFacts, pid: int, helper: str, ksm: str, touch: bool) -> Subject:
+    """Look at the process of the guest whose facts these are; parameters as of choice.judge().
 
     Raises HelperError where there is no helper, or the process is gone.
     """
-    features = run_once(helper, ["features", "--pid", str(pid)])
-    return Subject(facts, read_mounts(pid), {"uffd": attach_reasons(features)})
+    options = ["--refuse-ksm"] * (ksm == "refuse") + ["--stop"] * touch
+    said = run_once(helper, ["engines", "--pid", str(pid), "--ramblock", facts.ramblock, *options])
+    return Subject(facts, {name: read_reasons(said, name) for name in ("uffd", "pause")})
 
 
-def attach_reasons(features: Event) -> list[Reason]:
-    """Why the helper could not get a userfaultfd of the process that `features` is about. Pure."""
-    found = []
-    device = features.get("userfaultfd", {})
-    if not (device.get("device") or device.get("syscall")):
-        found.append(
-            Reason("userfaultfd", "this kernel has no userfaultfd that the helper may use")
-        )
-    attach = features.get("target", {}).get("attach", {})
-    if not attach.get("possible", True):
-        found += [
-            Reason(str(each.get("reason", "attach")), str(each.get("message", "")))
-            for each in attach.get("reasons", [])
-        ] or [Reason("attach", "the helper cannot attach to the guest's process")]
-    return found
+def read_reasons(said: Event, engine: str) -> list[Reason]:
+    """What `livesnap-helper engines` printed about one engine. Pure; HelperError if nothing."""
+    if not isinstance(said.get(engine), list):
+        raise HelperError(f"livesnap-helper says nothing of engine '{engine}'")
+    return [Reason(str(each["reason"]), str(each["message"])) for each in said[engine]]

@@ -1,148 +1,55 @@
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Engine uffd: drives `livesnap-helper capture`, which write-protects the guest's RAM from outside.
-
-States: new -> attached -> protected -> armed (the instant may be fixed) -> released -> done.
-Before `armed` the end of our pipe makes the helper undo everything; after it, it carries on alone.
-"""
+"""Engine uffd: the helper write-protects RAM from outside, and the guest runs on at once."""
 
 from __future__ import annotations
 
 import contextlib
 import os
-import signal
-import time
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, Optional
 
+from ansible_collections.livesnap.qemu.plugins.module_utils._capture.capture import Capture
 from ansible_collections.livesnap.qemu.plugins.module_utils._capture.subject import Subject
 from ansible_collections.livesnap.qemu.plugins.module_utils._connection.connection import (
     Connection,
 )
-from ansible_collections.livesnap.qemu.plugins.module_utils._errors import (
-    HelperError,
-    LivesnapError,
-    QmpError,
-    RefusedError,
-)
-from ansible_collections.livesnap.qemu.plugins.module_utils._guest import process
+from ansible_collections.livesnap.qemu.plugins.module_utils._errors import QmpError, RefusedError
 from ansible_collections.livesnap.qemu.plugins.module_utils._guest.engine_checks import (
     Reason,
     uffd_reasons,
 )
-from ansible_collections.livesnap.qemu.plugins.module_utils._guest.facts import GuestFacts
-from ansible_collections.livesnap.qemu.plugins.module_utils._helper import (
-    Event,
-    HelperProcess,
-)
-from ansible_collections.livesnap.qemu.plugins.module_utils._store import rundir
 
 NAME = "uffd"
-IMAGE = "ram.lsnap"
 _DEVICE = "/dev/userfaultfd"
-
-
-@dataclass(frozen=True)
-class CaptureConfig:
-    """What `start` says, besides what the guest's facts say."""
-
-    helper: str
-    id: str
-    guest: str
-    pid: int
-    start_time: int
-    image: str
-    compression: str
-    level: int
-    staging: int
-    workers: int
-    bandwidth: int
-    ksm: str
-    log: str
 
 
 def reasons(subject: Subject) -> list[Reason]:
     """Why this engine must stand aside; an empty list: it can work. Pure."""
-    return uffd_reasons(subject.facts, subject.mounts) + subject.seen[NAME]
+    return uffd_reasons(subject.facts) + subject.seen[NAME]
 
 
-class UffdCapture:
-    """One capture of a guest's RAM."""
-
-    def __init__(self, config: CaptureConfig, facts: GuestFacts) -> None:
-        """Nothing happens yet."""
-        self._config = config
-        self._facts = facts
-        self._helper: Optional[HelperProcess] = None
-        self.keeper = 0
-        self.keeper_start_time = 0
-        self.uffd = -1
-        self.progress_fd = -1
-        self.writer = 0
-        self.writer_start_time = 0
-        self.armed = False
-        self.progress: Event = {}
-        self.released: Optional[Event] = None
-        self.done: Optional[Event] = None
-        self.arm_ms = 0.0
-        self.protected_at = 0.0
+class UffdCapture(Capture):
+    """Protects, and copies while the guest runs."""
 
     def attach(self, qmp: Connection, fd_name: str, timeout: float) -> None:
         """Get a userfaultfd of QEMU's address space. The guest stands still for about 1 ms."""
-        config, facts = self._config, self._facts
-        request: dict[str, Any] = {
-            "request": "start",
-            "id": config.id,
-            "guest": config.guest,
-            "pid": config.pid,
-            "start_time": config.start_time,
-            "ramblock": facts.ramblock,
-            "gpa": gpa_list(facts),
-            "machine": facts.machine,
-            "qemu_version": facts.qemu_version,
-            "image": config.image,
-            "compression": config.compression,
-            "level": config.level,
-            "staging": config.staging,
-            "workers": config.workers,
-            "bandwidth": config.bandwidth,
-            "attach": "inject",
-            "ksm": config.ksm,
-        }
-        given = False
-        if os.path.exists(_DEVICE):
-            try:
-                fd = os.open(_DEVICE, os.O_RDWR | os.O_CLOEXEC)
-            except OSError as err:
-                raise RefusedError(
-                    f"'{_DEVICE}' cannot be opened: {err.strerror}", "run as root"
-                ) from None
-            try:
-                qmp.getfd(fd_name, fd)
-                given = True
-            finally:
-                os.close(fd)
-            request["attach"] = "device"
+        if not os.path.exists(_DEVICE):
+            self._start({"attach": "inject"}, timeout)
+            return
         try:
-            self._helper = HelperProcess(config.helper, ["capture"], config.log)
-            self._helper.send(request)
-            event = self._helper.wait_for("attached", timeout)
+            fd = os.open(_DEVICE, os.O_RDWR | os.O_CLOEXEC)
+        except OSError as err:
+            raise RefusedError(
+                f"'{_DEVICE}' cannot be opened: {err.strerror}", "run as root"
+            ) from None
+        try:
+            qmp.getfd(fd_name, fd)
         finally:
-            if given:
-                with contextlib.suppress(QmpError):
-                    qmp.closefd(fd_name)
-        self.keeper = int(event["keeper"])
-        self.keeper_start_time = process.start_time(self.keeper) or 0
-        self.writer = int(event.get("writer", 0))
-        self.writer_start_time = process.start_time(self.writer) or 0 if self.writer else 0
-        self.uffd = int(event["uffd"])
-        self.progress_fd = int(event["progress"])
-
-    def _running(self) -> HelperProcess:
-        if self._helper is None:
-            raise HelperError("the capture was not started")
-        return self._helper
+            os.close(fd)
+        try:
+            self._start({"attach": "device"}, timeout)
+        finally:
+            with contextlib.suppress(QmpError):
+                qmp.closefd(fd_name)
 
     def prearm(self, timeout: float) -> None:
         """While the guest runs: protect RAM in small pages, which would take long in the pause.
@@ -153,98 +60,6 @@ class UffdCapture:
         helper.send({"request": "prearm"})
         helper.wait_for("prearmed", timeout, self._other)
 
-    def protect(self, ramblock: str, timeout: float) -> None:
-        """Protect all RAM. The guest is stopped; `ramblock` was read since."""
-        helper = self._running()
-        self.protected_at = time.monotonic()
-        helper.send({"request": "protect", "ramblock": ramblock})
-        self.arm_ms += float(helper.wait_for("protected", timeout, self._other)["ms"])
 
-    def arm(self, timeout: float) -> bool:
-        """From here on a fault is saved first. False: RAM was written since protect()."""
-        helper = self._running()
-        helper.send({"request": "arm"})
-        event = helper.wait_for("armed", timeout, self._other)
-        self.arm_ms += float(event["ms"])
-        self.armed = bool(event["clean"])
-        return self.armed
-
-    def _other(self, event: Event) -> None:
-        name = event.get("event")
-        if name == "progress":
-            self.progress = event
-        elif name == "released":
-            self.released = event
-        elif name == "done":
-            self.done = event
-        elif name == "aborted":
-            raise HelperError("the capture of RAM was aborted", word="aborted", reason="aborted")
-
-    def poll(self, wait: float) -> bool:
-        """Take what the helper says, for so many seconds at most. True once the image is whole.
-
-        Raises HelperError with its words when the capture failed.
-        """
-        deadline = time.monotonic() + wait
-        while self.done is None:
-            event = self._running().event(max(0.0, deadline - time.monotonic()))
-            if event is None:
-                return False
-            self._other(event)
-        return True
-
-    def stopped(self) -> str:
-        """Which of its processes a signal has stopped; '' while both may work."""
-        for name, pid in (("keeper", self.keeper), ("writer", self.writer)):
-            if rundir.state_of(pid) == "T":
-                return name
-        return ""
-
-    def finish(self) -> None:
-        """After `done`: wait for its end."""
-        if self._helper is not None:
-            code = self._helper.end(10.0)
-            if code != 0:
-                raise HelperError(
-                    f"livesnap-helper ended with code {code} after it was done",
-                    word="internal",
-                )
-
-    def abort(self, timeout: float = 5.0) -> None:
-        """Release the guest and throw the image away, in every state; may be called again.
-
-        Asked first; then the keeper is killed, which releases the guest too.
-        """
-        if self._helper is None:
-            return
-        with contextlib.suppress(LivesnapError):
-            self._helper.send({"request": "abort"}, 1.0)
-        self._helper.end(timeout)
-        kill(self.keeper, self.keeper_start_time)
-        kill(self.writer, self.writer_start_time)
-        with contextlib.suppress(OSError):
-            os.unlink(self._config.image)
-        self.armed = False
-
-
-def kill(pid: int, started: int) -> bool:
-    """SIGKILL to that very process; whether it was there."""
-    if pid <= 1 or not started or not process.is_alive(pid, started):
-        return False
-    with contextlib.suppress(ProcessLookupError):
-        os.kill(pid, signal.SIGKILL)
-        return True
-    return False
-
-
-def gpa_list(facts: GuestFacts) -> list[dict[str, Any]]:
-    """Where RAM lies in guest-physical addresses, as helper and manifest want it. Pure."""
-    return [
-        {"gpa": each.gpa, "block": each.block, "offset": each.offset, "length": each.length}
-        for each in facts.gpa
-    ]
-
-
-def image_path(folder: Path) -> Path:
-    """The image of a snapshot's folder."""
-    return folder / IMAGE
+#: What carries it out.
+CAPTURE = UffdCapture

@@ -1,22 +1,22 @@
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Why the uffd engine must stand aside for a guest, as far as QEMU itself tells.
+"""Why an engine must stand aside for a guest, as far as QEMU itself tells.
 
-Write protection sees what goes through QEMU's page tables. What writes past them, takes memory away
-or cannot be protected makes a capture impossible; what does not migrate cannot be restored from the
-device state. The helper adds what only the kernel knows (KSM, seccomp, mappings). Pure but for
-`read_mounts`.
+What has no device state of its own, or none that can be saved alone, cannot be captured by any
+engine. Write protection sees what goes through QEMU's page tables: what writes past them, or takes
+memory away while the guest runs, makes engine uffd impossible; a guest that stands still has none
+of that. The helper adds what only the kernel knows (KSM, seccomp, mappings). Pure.
 """
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
 
-from ansible_collections.livesnap.qemu.plugins.module_utils._guest.facts import GuestFacts
+from ansible_collections.livesnap.qemu.plugins.module_utils._guest.facts import (
+    Device,
+    GuestFacts,
+)
 
-#: Anonymous memory behind them: can be write-protected.
-PROTECTABLE = ("tmpfs", "hugetlbfs", "devtmpfs")
 #: xen-save-devices-state skips iterable sections, which other architectures have.
 ARCHES = ("x86_64", "aarch64")
 _MIGRATING = ("none", "completed", "cancelled", "failed")
@@ -32,22 +32,14 @@ class Reason:
     message: str
 
 
-@dataclass(frozen=True)
-class Mount:
-    """A mount point as the QEMU process sees it, and its file system's type."""
-
-    point: str
-    type: str
-
-
-def uffd_reasons(facts: GuestFacts, mounts: list[Mount]) -> list[Reason]:
+def uffd_reasons(facts: GuestFacts) -> list[Reason]:
     """Every reason; an empty list means that QEMU has nothing against it."""
-    return [
-        *_state(facts),
-        *_devices(facts),
-        *_writers(facts),
-        *_memory(facts, mounts),
-    ]
+    return [*pause_reasons(facts), *_writers(facts), *_vanishing(facts)]
+
+
+def pause_reasons(facts: GuestFacts) -> list[Reason]:
+    """The same of an engine that reads RAM while the guest stands still."""
+    return [*_state(facts), *_devices(facts), *_hidden(facts)]
 
 
 def _state(facts: GuestFacts) -> list[Reason]:
@@ -67,28 +59,36 @@ def _state(facts: GuestFacts) -> list[Reason]:
 def _devices(facts: GuestFacts) -> list[Reason]:
     found = []
     for device in facts.devices:
-        name = f"device '{device.id or device.path}' ({device.type})"
+        name = _named(device)
         if device.type in _NO_MIGRATION or device.type.startswith("ufs-"):
             found.append(Reason("unmigratable", f"{name} has no device state that can be saved"))
         elif device.type.startswith("vfio-"):
-            found.append(Reason("vfio", f"{name} writes to guest memory past its protection"))
-        elif device.type.startswith("vhost-user-"):
-            found.append(Reason("vhost_user", f"{name} lets another process write guest memory"))
-        elif device.type.startswith("vhost-vdpa-"):
-            found.append(Reason("vhost_vdpa", f"{name} writes to guest memory past its protection"))
+            found.append(Reason("vfio", f"{name} has state that is not saved with the others'"))
         elif device.type.startswith("ivshmem"):
             found.append(Reason("ivshmem", f"{name} shares memory with other processes"))
         elif device.type.startswith("virtio-mem"):
-            found.append(Reason("virtio_mem", f"{name} takes memory away while it is captured"))
-    if facts.free_page_reporting:
-        found.append(
-            Reason("free_page_reporting", "the balloon's free-page-reporting gives memory back")
-        )
+            found.append(Reason("virtio_mem", f"{name} changes how much memory the guest has"))
     return found
 
 
+def _named(device: Device) -> str:
+    return f"device '{device.id or device.path}' ({device.type})"
+
+
 def _writers(facts: GuestFacts) -> list[Reason]:
+    """What writes past QEMU's page tables while the guest runs."""
     found = []
+    for device in facts.devices:
+        if device.type.startswith("vhost-user-"):
+            found.append(
+                Reason("vhost_user", f"{_named(device)} lets another process write guest memory")
+            )
+        elif device.type.startswith("vhost-vdpa-"):
+            found.append(
+                Reason(
+                    "vhost_vdpa", f"{_named(device)} writes to guest memory past its protection"
+                )
+            )
     for kind in ("vhost-user", "vhost-vdpa"):
         if kind in facts.netdev_types:
             found.append(
@@ -105,59 +105,15 @@ def _writers(facts: GuestFacts) -> list[Reason]:
     return found
 
 
-def _memory(facts: GuestFacts, mounts: list[Mount]) -> list[Reason]:
-    found = []
-    for backend in facts.backends:
-        if backend.type == "memory-backend-file":
-            kind = file_system(backend.mem_path, mounts)
-            if kind not in PROTECTABLE:
-                found.append(
-                    Reason(
-                        "file_backed",
-                        f"memory '{backend.id}' is a file on {kind or 'an unknown file system'}"
-                        f" ('{backend.mem_path}'), which cannot be write-protected",
-                    )
-                )
-            elif kind != "hugetlbfs" and not backend.share:
-                found.append(
-                    Reason(
-                        "file_backed",
-                        f"memory '{backend.id}' is a private mapping of a file on {kind}"
-                        f" ('{backend.mem_path}'), which cannot be write-protected; share=on can",
-                    )
-                )
-        elif backend.type == "memory-backend-epc" or backend.type.startswith(("sev-", "tdx-")):
-            found.append(
-                Reason("confidential", f"object '{backend.id}' ({backend.type}) hides memory")
-            )
-    return found
-
-
-def file_system(path: str, mounts: list[Mount]) -> str:
-    """The type of the file system that a path lies on, '' if none fits. The last mount wins."""
-    best = Mount("", "")
-    for mount in mounts:
-        inside = path == mount.point or path.startswith(mount.point.rstrip("/") + "/")
-        if inside and len(mount.point) >= len(best.point):
-            best = mount
-    return best.type
-
-
-def parse_mounts(text: str) -> list[Mount]:
-    """The lines of /proc/PID/mounts, in order; blanks are '\\040' there."""
-    found = []
-    for line in text.splitlines():
-        field = line.split(" ")
-        if len(field) >= 3:
-            point = re.sub(r"\\([0-7]{3})", lambda match: chr(int(match.group(1), 8)), field[1])
-            found.append(Mount(point, field[2]))
-    return found
-
-
-def read_mounts(pid: int) -> list[Mount]:
-    """The mounts of a process's own namespace; none if it is gone."""
-    try:
-        with open(f"/proc/{pid}/mounts", encoding="utf-8", errors="surrogateescape") as file:
-            return parse_mounts(file.read())
-    except OSError:
+def _vanishing(facts: GuestFacts) -> list[Reason]:
+    if not facts.free_page_reporting:
         return []
+    return [Reason("free_page_reporting", "the balloon's free-page-reporting gives memory back")]
+
+
+def _hidden(facts: GuestFacts) -> list[Reason]:
+    return [
+        Reason("confidential", f"object '{backend.id}' ({backend.type}) hides memory")
+        for backend in facts.backends
+        if backend.type == "memory-backend-epc" or backend.type.startswith(("sev-", "tdx-"))
+    ]

@@ -1,0 +1,136 @@
+/* SPDX-License-Identifier: GPL-3.0-or-later */
+/* The capture of RAM that cannot be protected, while its owner stands still. */
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+
+#include <cmocka.h>
+
+#include <linux/magic.h>
+#include <sys/stat.h>
+#include <sys/vfs.h>
+
+#include "capture_run.h"
+
+#define SIZE (8ul << 20)
+
+/* A file on a disk: a quarter with content, and a hole. */
+static int disk_file(void)
+{
+    static uint8_t page[LAB_PAGE];
+    char path[] = "/var/tmp/livesnap-test-XXXXXX";
+    int fd = mkstemp(path);
+    struct statfs fs;
+
+    assert_true(fd >= 0);
+    unlink(path);
+    assert_int_equal(fstatfs(fd, &fs), 0);
+    if (fs.f_type == TMPFS_MAGIC) {
+        close(fd);
+        print_message("SKIP: /var/tmp is not on a disk\n");
+        skip();
+    }
+    assert_int_equal(ftruncate(fd, SIZE), 0);
+    for (size_t at = 0; at < SIZE / 4; at += LAB_PAGE) {
+        memset(page, (int)(at / LAB_PAGE % 255) + 1, sizeof page);
+        assert_int_equal(pwrite(fd, page, sizeof page, (off_t)at), sizeof page);
+    }
+    return fd;
+}
+
+/* Written to by the target, but for some pages, which stay what the file has there. */
+static int add_disk(struct lab *l, bool shared)
+{
+    struct lab_block *b = &l->block[l->blocks++];
+    int fd = disk_file();
+
+    b->at = mmap(NULL, SIZE, PROT_READ | PROT_WRITE, shared ? MAP_SHARED : MAP_PRIVATE, fd, 0);
+    assert_ptr_not_equal(b->at, MAP_FAILED);
+    b->size = SIZE;
+    b->shared = true; /* for the laboratory: only the first half is touched */
+    return fd;
+}
+
+/* Another userfaultfd that protects the first block already. */
+static int add_userfaultfd(struct lab *l)
+{
+    int uffd = lab_uffd(l);
+    struct ls_error err;
+
+    if (ls_uffd_handshake(uffd, &err) ||
+        ls_uffd_register(uffd, (uintptr_t)l->block[0].at, l->block[0].size, &err) ||
+        ls_uffd_protect(uffd, (uintptr_t)l->block[0].at, l->block[0].size, true, NULL))
+        fail_msg("%s", err.message);
+    return uffd;
+}
+
+static uint64_t blocks_of(int fd)
+{
+    struct stat st;
+
+    assert_int_equal(fstat(fd, &st), 0);
+    return (uint64_t)st.st_blocks;
+}
+
+static void whatever_it_is_made_of(bool old_pagemap)
+{
+    struct lab l = {0};
+    uint64_t in_file, rounds;
+    struct run r;
+    int own, file, uffd;
+
+    lab_add(&l, 24 << 20, false, false);
+    lab_add(&l, 8 << 20, true, false);
+    own = add_disk(&l, false);
+    file = add_disk(&l, true);
+    lab_start(&l, true);
+    while (atomic_load(&l.words->rounds) < LAB_WRITERS)
+        usleep(100);
+    run_new(&r, &l, 32 << 20);
+    lab_park(&l);
+    uffd = add_userfaultfd(&l);
+    in_file = blocks_of(own);
+    begin_as(&r, old_pagemap, 2, true);
+    if (ls_engine_copy_still(r.engine, &r.err) || wait_end(&r) != 0)
+        fail_msg("%s", r.err.message);
+    assert_int_equal(blocks_of(own), in_file);
+    /* Only now: a look at a page would have mapped it before the capture. */
+    for (unsigned i = 0; i < l.blocks; i++)
+        lab_read(&l, i, r.truth[i]);
+    end(&r);
+    compare(&r);
+    assert_int_equal(atomic_load(&r.engine->proof_scans), 0);
+    ls_engine_free(r.engine);
+    free(r.count);
+    close(uffd);
+    lab_go(&l);
+    rounds = atomic_load(&l.words->rounds);
+    while (atomic_load(&l.words->rounds) < rounds + 2)
+        usleep(100); /* it goes on */
+    run_free(&r);
+    lab_stop(&l);
+    close(own);
+    close(file);
+}
+
+static void every_kind(void **state)
+{
+    (void)state;
+    whatever_it_is_made_of(false);
+}
+
+static void every_kind_by_the_old_pagemap(void **state)
+{
+    (void)state;
+    whatever_it_is_made_of(true);
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(every_kind),
+        cmocka_unit_test(every_kind_by_the_old_pagemap),
+    };
+
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}

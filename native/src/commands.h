@@ -9,6 +9,7 @@
 #include "common/error.h"
 
 int ls_cmd_capture(int argc, char **argv);
+int ls_cmd_convert(int argc, char **argv);
 int ls_cmd_engines(int argc, char **argv);
 int ls_cmd_features(int argc, char **argv);
 int ls_cmd_guard(int argc, char **argv);

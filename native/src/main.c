@@ -15,6 +15,7 @@ struct command {
 
 static const struct command commands[] = {
     {"capture", ls_cmd_capture, "snapshot the RAM of a guest that runs on"},
+    {"convert", ls_cmd_convert, "a RAM image from a migration stream that QEMU has written"},
     {"engines", ls_cmd_engines, "which engines can capture the RAM of a process, and why not"},
     {"features", ls_cmd_features, "what this host, and one process on it, allow"},
     {"guard", ls_cmd_guard, "undo a bracket whose owner died, watch the keeper"},

@@ -42,7 +42,7 @@ struct ls_keeper {
     pid_t writer;
     int writer_pidfd;
     int target_pidfd;
-    struct ls_image_string strings[4];
+    struct ls_image_string strings[LS_REQUEST_STRINGS];
     struct ls_writer_options writer_options;
 
     struct timespec protected_at, armed_at, reported_at;

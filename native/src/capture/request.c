@@ -6,6 +6,7 @@
 #include <jansson.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/utsname.h>
 #include <unistd.h>
 
 static int wrong(struct ls_error *err, const char *field, const char *what)
@@ -37,6 +38,13 @@ static int dup_text(json_t *o, const char *field, char **to, struct ls_error *er
         return wrong(err, field, "is missing or not a text");
     *to = strdup(json_string_value(v));
     return *to ? 0 : ls_fail(err, LS_INTERNAL, "memory", "out of memory");
+}
+
+static int dup_optional(json_t *o, const char *field, char **to, struct ls_error *err)
+{
+    json_t *v = json_object_get(o, field);
+
+    return !v || json_is_null(v) ? 0 : dup_text(o, field, to, err);
 }
 
 static int get_number(json_t *o, const char *field, uint64_t max, bool needed, uint64_t *to,
@@ -126,7 +134,10 @@ static int get_start(json_t *o, struct ls_request *r, struct ls_error *err)
         get_number(o, "workers", 1024, false, &workers, err) ||
         get_choice(o, "attach", "device", "inject", &device, err) ||
         get_choice(o, "ksm", "pause", "refuse", &r->ksm_pause, err) ||
-        get_choice(o, "engine", "uffd", "pause", &uffd, err))
+        get_choice(o, "engine", "uffd", "pause", &uffd, err) ||
+        dup_optional(o, "spool", &r->spool, err) ||
+        get_number(o, "spool_bytes", INT64_MAX, false, &r->spool_bytes, err) ||
+        dup_optional(o, "devices", &r->devices, err))
         return -1;
     if (pid < 1)
         return wrong(err, "pid", "is not a process id");
@@ -190,7 +201,25 @@ void ls_request_free(struct ls_request *r)
     free(r->ramblock);
     free(r->gpa);
     free(r->image);
+    free(r->spool);
+    free(r->devices);
     memset(r, 0, sizeof *r);
+}
+
+unsigned ls_request_strings(const struct ls_request *r,
+                            struct ls_image_string strings[LS_REQUEST_STRINGS])
+{
+    static struct utsname uts;
+    unsigned n = 0;
+
+    uname(&uts);
+    if (r->machine[0])
+        strings[n++] = (struct ls_image_string){"machine", r->machine};
+    if (r->qemu_version[0])
+        strings[n++] = (struct ls_image_string){"qemu_version", r->qemu_version};
+    strings[n++] = (struct ls_image_string){"arch", uts.machine};
+    strings[n++] = (struct ls_image_string){"guest", r->guest};
+    return n;
 }
 
 int ls_lines_fill(struct ls_lines *l, struct ls_error *err)

@@ -49,13 +49,21 @@ struct ls_request {
     unsigned workers;
     enum ls_attach_how attach;
     bool ksm_pause;
-    bool still; /* the guest stands still from `protect` until `released`: no userfaultfd */
+    bool still;  /* the guest stands still from `protect` until `released`: no userfaultfd */
+    char *spool; /* NULL, or of `convert`: the stream that QEMU has written, */
+    uint64_t spool_bytes; /* its length, */
+    char *devices;        /* and where its device state goes */
 };
 
 /* LS_USAGE, reason "request", names the field that is missing or wrong. */
 int ls_request_parse(const char *line, size_t length, struct ls_request *request,
                      struct ls_error *err);
 void ls_request_free(struct ls_request *request);
+
+#define LS_REQUEST_STRINGS 4u
+/* What an image keeps of it; returns how many. Their values are the request's. */
+unsigned ls_request_strings(const struct ls_request *request,
+                            struct ls_image_string strings[LS_REQUEST_STRINGS]);
 
 /* Reads lines from a descriptor without ever waiting. */
 struct ls_lines {

@@ -8,7 +8,6 @@
 #include <sys/mman.h>
 #include <sys/prctl.h>
 #include <sys/syscall.h>
-#include <sys/utsname.h>
 #include <unistd.h>
 
 #include "capture/keeper.h"
@@ -154,16 +153,6 @@ static int make_stage(struct ls_keeper *k, struct ls_error *err)
 static int start_writer(struct ls_keeper *k, struct ls_error *err)
 {
     struct ls_writer_options *o = &k->writer_options;
-    static struct utsname uts;
-    unsigned n = 0;
-
-    uname(&uts);
-    if (k->start.machine[0])
-        k->strings[n++] = (struct ls_image_string){"machine", k->start.machine};
-    if (k->start.qemu_version[0])
-        k->strings[n++] = (struct ls_image_string){"qemu_version", k->start.qemu_version};
-    k->strings[n++] = (struct ls_image_string){"arch", uts.machine};
-    k->strings[n++] = (struct ls_image_string){"guest", k->start.guest};
     *o = (struct ls_writer_options){
         .path = k->start.image,
         .codec = k->start.codec,
@@ -171,7 +160,7 @@ static int start_writer(struct ls_keeper *k, struct ls_error *err)
         .threads = k->start.workers ? k->start.workers : cpus(),
         .bandwidth = k->start.bandwidth,
         .strings = k->strings,
-        .string_count = n,
+        .string_count = ls_request_strings(&k->start, k->strings),
     };
     memcpy(o->id, k->start.id, sizeof o->id);
     if (o->threads > LS_WRITER_THREADS_MAX)

@@ -68,7 +68,7 @@ static int check_attach(const struct options *o, json_t *list, struct ls_error *
 
 /* One block at a time: each that is refused is named. Nothing is known of others then. */
 static int check_blocks(const struct options *o, const struct ls_rammap *map, bool still,
-                        json_t *list, struct ls_error *err)
+                        json_t *list, bool *mergeable, struct ls_error *err)
 {
     for (size_t i = 0; i < map->count; i++) {
         const struct ls_rammap one = {.count = 1, .blocks = &map->blocks[i]};
@@ -86,6 +86,7 @@ static int check_blocks(const struct options *o, const struct ls_rammap *map, bo
             ls_layout_free(&layout);
             return -1;
         }
+        *mergeable |= layout.block[0].mergeable;
         ls_layout_free(&layout);
     }
     return 0;
@@ -106,41 +107,73 @@ static int check_memory(const struct options *o, const struct ls_rammap *map, bo
         *mergeable |= layout.block[i].mergeable;
     ls_layout_free(&layout);
     if (rc && err->cls == LS_REFUSED)
-        return check_blocks(o, map, still, list, err);
+        return check_blocks(o, map, still, list, mergeable, err);
     return rc;
 }
 
+struct lists {
+    json_t *uffd, *own, *still; /* own: QEMU protects its RAM by a userfaultfd of its own */
+};
+
 static void add_sharer(pid_t other, const char *name, const char *block, void *opaque)
 {
+    const struct lists *lists = opaque;
     char message[400];
 
     snprintf(message, sizeof message,
              "process %d (%s) maps RAM block '%s' as well; what it writes there passes the "
              "protection by",
              (int)other, name, block);
-    add(opaque, "shared_ram", message);
+    add(lists->uffd, "shared_ram", message);
+    add(lists->own, "shared_ram", message);
 }
 
-static int check_all(const struct options *o, json_t *uffd, json_t *still, struct ls_error *err)
+/* What keeps QEMU from it as well; what kinds of memory it can protect is for QEMU to say. */
+static void copy_in_use(const struct lists *lists)
+{
+    json_t *entry;
+    size_t i;
+
+    json_array_foreach(lists->uffd, i, entry)
+    {
+        const char *reason = json_string_value(json_object_get(entry, "reason"));
+
+        if (strcmp(reason, "userfaultfd-in-use") == 0)
+            json_array_append(lists->own, entry);
+    }
+}
+
+static void check_ksm(const struct options *o, const struct lists *lists)
+{
+    if (!ls_ksm_runs())
+        return;
+    if (o->refuse_ksm)
+        add(lists->uffd, "ksm",
+            "KSM is running and may merge the guest's RAM; switch it off, or allow it to be "
+            "paused (ksm: pause)");
+    add(lists->own, "ksm", "KSM is running and may merge the guest's RAM; switch it off");
+}
+
+static int check_all(const struct options *o, struct lists *lists, struct ls_error *err)
 {
     struct ls_rammap map = {0};
     bool mergeable = false;
     int rc;
 
-    if (check_attach(o, uffd, err) || (ls_target_check_read(o->pid, err) && take(still, err)))
+    if (check_attach(o, lists->uffd, err) ||
+        (ls_target_check_read(o->pid, err) && take(lists->still, err)))
         return -1;
     if (ls_rammap_locate(o->pid, o->ramblock, &map, err))
-        return take(uffd, err) || take(still, err) ? -1 : 0;
-    rc = check_memory(o, &map, false, uffd, &mergeable, err) ||
-                 check_memory(o, &map, true, still, &mergeable, err) ||
-                 ls_target_sharers(o->pid, &map, add_sharer, uffd, err)
+        return take(lists->uffd, err) || take(lists->still, err) ? -1 : 0;
+    rc = check_memory(o, &map, false, lists->uffd, &mergeable, err) ||
+                 check_memory(o, &map, true, lists->still, &mergeable, err) ||
+                 ls_target_sharers(o->pid, &map, add_sharer, lists, err)
              ? -1
              : 0;
     ls_rammap_free(&map);
-    if (rc == 0 && o->refuse_ksm && mergeable && ls_ksm_runs())
-        add(uffd, "ksm",
-            "KSM is running and may merge the guest's RAM; switch it off, or allow it to be "
-            "paused (ksm: pause)");
+    copy_in_use(lists);
+    if (rc == 0 && mergeable)
+        check_ksm(o, lists);
     return rc;
 }
 
@@ -163,7 +196,8 @@ static bool read_options(int argc, char **argv, struct options *o)
 
 int ls_cmd_engines(int argc, char **argv)
 {
-    json_t *uffd = json_array(), *still = json_array(), *all;
+    struct lists lists = {json_array(), json_array(), json_array()};
+    json_t *all;
     struct options o = {0};
     struct ls_error err;
 
@@ -172,12 +206,13 @@ int ls_cmd_engines(int argc, char **argv)
                         "[--stop]\n");
         return LS_USAGE;
     }
-    if (check_all(&o, uffd, still, &err)) {
-        json_decref(uffd);
-        json_decref(still);
+    if (check_all(&o, &lists, &err)) {
+        json_decref(lists.uffd);
+        json_decref(lists.own);
+        json_decref(lists.still);
         return ls_event_error(stdout, &err);
     }
-    all = json_pack("{s:o, s:o}", "uffd", uffd, "pause", still);
+    all = json_pack("{s:o, s:o, s:o}", "uffd", lists.uffd, "qemu", lists.own, "pause", lists.still);
     json_dumpf(all, stdout, JSON_COMPACT);
     putchar('\n');
     json_decref(all);

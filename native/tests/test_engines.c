@@ -81,6 +81,7 @@ static void nothing_against_it(void **state)
     for (int stop = 0; stop < 2; stop++) {
         said = ask(&l, stop);
         assert_int_equal(count(said, "uffd", NULL), 0);
+        assert_int_equal(count(said, "qemu", NULL), 0);
         assert_int_equal(count(said, "pause", NULL), 0);
         json_decref(said);
     }
@@ -115,6 +116,9 @@ static void every_reason_is_given(void **state)
     assert_int_equal(count(said, "uffd", "memory-kind"), 1);
     assert_int_equal(count(said, "uffd", "shared_ram"), 2); /* this one, and the child that asks */
     assert_int_equal(count(said, "uffd", NULL), 4);
+    assert_int_equal(count(said, "qemu", "userfaultfd-in-use"), 1);
+    assert_int_equal(count(said, "qemu", "shared_ram"), 2);
+    assert_int_equal(count(said, "qemu", NULL), 3);
     assert_int_equal(count(said, "pause", NULL), 0);
     json_decref(said);
     close(uffd);

@@ -68,7 +68,7 @@ SNAPSHOT: tuple[Option, ...] = (
     Option("agent_socket", "path"),
     Option("uri", "str", "qemu:///system"),
     Option("memory", "bool", True),
-    Option("engine", "str", "auto", ("auto", "uffd", "pause")),
+    Option("engine", "str", "auto", ("auto", "uffd", "qemu", "pause")),
     Option("allow_pause", "bool", False),
     Option("disk_scheme", "str", "auto", ("auto", "backup")),
     DISKS,

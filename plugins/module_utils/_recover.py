@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, Optional
 
 from ansible_collections.livesnap.qemu.plugins.module_utils import _guard
+from ansible_collections.livesnap.qemu.plugins.module_utils._capture import qemu
 from ansible_collections.livesnap.qemu.plugins.module_utils._capture.capture import kill
 from ansible_collections.livesnap.qemu.plugins.module_utils._clone import standing
 from ansible_collections.livesnap.qemu.plugins.module_utils._connection.domain import Domain
@@ -41,6 +42,8 @@ from ansible_collections.livesnap.qemu.plugins.module_utils._store.locks import 
 
 #: How long a guard that still works is waited for. Seconds.
 _GUARD_LIMIT = 20.0
+#: How long QEMU may take to end a background snapshot, which must not be cancelled. Seconds.
+_MIGRATION_LIMIT = 60.0
 _KSM = "ksm"
 
 
@@ -232,6 +235,8 @@ def _undo_in_qemu(
             said.append(f"removed from QEMU what {what} left: " + ", ".join(removed))
         with contextlib.suppress(QmpCommandError):
             qmp.closefd(prefix + leftovers.UFFD_NAME)
+        if owner.get("engine") == qemu.NAME and qemu.put_back(qmp, _MIGRATION_LIMIT):
+            said.append(f"switched off background-snapshot, which {what} had switched on")
     return said
 
 

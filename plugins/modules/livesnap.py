@@ -50,22 +50,6 @@ options:
     description: Whether RAM is part of the snapshot.
     type: bool
     default: true
-  engine:
-    description:
-      - How RAM is captured. V(uffd) write-protects it from outside of QEMU, and the guest runs on while it is copied.
-        V(pause) copies it while the guest stands still, into O(staging) as far as that has room; it needs O(allow_pause).
-      - V(auto) takes the first of them that can, and fails with the reasons where none can. Why V(uffd) could not is in
-        RV(snapshot.consistency.indications) and in a warning. What was chosen is never changed later.
-    type: str
-    choices: [auto, uffd, pause]
-    default: auto
-  allow_pause:
-    description:
-      - Whether the guest may stand still until its RAM is copied, where O(engine) cannot do without.
-      - That takes about a second for 4 GiB with O(staging) of that size, and as long as storing it takes with less.
-        At most it stands still for O(timeout), if that is given, else for 10 s and 1 s for each 32 MiB.
-    type: bool
-    default: false
   disk_scheme:
     description:
       - How disks are captured. V(backup) copies each disk into the store, and leaves the disk's own chain as it is.
@@ -166,6 +150,7 @@ options:
 extends_documentation_fragment:
   - livesnap.qemu.attributes
   - livesnap.qemu.attributes.helper
+  - livesnap.qemu.engine
   - livesnap.qemu.store
   - livesnap.qemu.store.guest
 attributes:

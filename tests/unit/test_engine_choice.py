@@ -4,16 +4,27 @@
 
 from __future__ import annotations
 
+import dataclasses
+import os
+from pathlib import Path
+from typing import Any
+
 import pytest
 from ansible_collections.livesnap.qemu.plugins.module_utils._bracket.capture import copy_limit
 from ansible_collections.livesnap.qemu.plugins.module_utils._bracket.spec import SnapshotSpec
+from ansible_collections.livesnap.qemu.plugins.module_utils._capture import qemu, spool
 from ansible_collections.livesnap.qemu.plugins.module_utils._capture.choice import Verdict, choose
-from ansible_collections.livesnap.qemu.plugins.module_utils._capture.subject import read_reasons
+from ansible_collections.livesnap.qemu.plugins.module_utils._capture.subject import (
+    Subject,
+    read_reasons,
+)
 from ansible_collections.livesnap.qemu.plugins.module_utils._errors import (
     HelperError,
     RefusedError,
+    StoreError,
 )
 from ansible_collections.livesnap.qemu.plugins.module_utils._guest.engine_checks import Reason
+from test_facts import GOOD
 
 DISK = Reason("file_backed", "memory 'm' is a file on ext4")
 BALLOON = Reason("free_page_reporting", "the balloon gives memory back")
@@ -89,3 +100,57 @@ def test_how_long_a_guest_may_stand_still() -> None:
     assert limit(1 << 40, timeout=7) == 7.0
     # The guard takes no more than an hour.
     assert limit(1 << 40) == limit(1 << 40, timeout=5000) == 3000.0
+
+
+def test_room_for_a_stream_that_qemu_writes() -> None:
+    mib = 1 << 20
+    assert spool.stream_bytes(0) == 64 * mib
+    assert spool.stream_bytes(4096) == 4096 + 8 + 257 + 64 * mib
+    assert spool.fits_in_memory(100, 100, 0) and not spool.fits_in_memory(101, 100, 1 << 40)
+    assert spool.fits_in_memory(128 * mib, 0, 512 * mib)
+    assert not spool.fits_in_memory(128 * mib + 1, 0, 512 * mib)
+    assert not spool.fits_in_memory(1, 0, 100 * mib)
+
+
+@pytest.mark.parametrize("memory", [True, False])
+def test_the_spool_has_its_room(tmp_path: Path, memory: bool) -> None:
+    made = spool.Spool(1 << 20, 1 << 20 if memory else 1, tmp_path)
+    assert made.in_memory == memory and list(tmp_path.iterdir()) == []
+    assert os.fstat(made.fd).st_blocks * 512 >= 1 << 20
+    os.write(made.fd, b"stream")
+    assert made.written() == 6
+    assert Path(made.path).read_bytes()[:6] == b"stream"
+    made.close()
+    made.close()
+
+
+def test_no_room_for_the_spool(tmp_path: Path) -> None:
+    with pytest.raises(StoreError, match="cannot be reserved in"):
+        spool.Spool(1 << 50, 1, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"qemu_version": "9.0.2"}, "qemu_version"),
+        ({"qemu_version": "10.0.1"}, "qemu_version"),
+        ({"status": "paused", "running": False}, "paused"),
+        ({"domain_xml": "<domain/>"}, "libvirt"),
+        ({"free_page_reporting": True}, "free_page_reporting"),
+        ({}, "shared_ram"),
+    ],
+)
+def test_qemu_stands_aside(change: dict[str, Any], reason: str) -> None:
+    seen = [Reason("shared_ram", "process 7")] if reason == "shared_ram" else []
+    facts = dataclasses.replace(GOOD, **change)
+    found = qemu.reasons(Subject(facts, os.getpid(), {"qemu": seen}, None, False))
+    assert reason in [each.reason for each in found]
+
+
+def test_qemu_need_not() -> None:
+    for version in ("6.0.0", "7.2.22", "8.2.1"):
+        facts = dataclasses.replace(GOOD, qemu_version=version)
+        subject = Subject(facts, os.getpid(), {"qemu": []}, None, False)
+        assert [each.reason for each in qemu.reasons(subject)] == (
+            [] if qemu.may_userfaultfd(os.getpid()) or version == "8.2.1"
+            else ["background_snapshot"])

@@ -60,6 +60,7 @@ def attach(run: Run) -> None:
             bandwidth=spec.bandwidth,
             ksm=spec.ksm,
             log=run.log,
+            connect=run.reconnect,
         ),
         run.plan.facts,
     )
@@ -123,7 +124,7 @@ def protect(run: Run) -> None:
 
 def make_devices(run: Run) -> None:
     """The file of the device state, in QEMU's hands before the pause."""
-    if run.capture is None:
+    if run.capture is None or run.capture.resumes:
         return
     path = run.place() / DEVICES
     flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -137,10 +138,12 @@ def save_devices(run: Run) -> None:
     """All device state and no RAM, by `xen-save-devices-state`; not tied to Xen."""
     if run.capture is None:
         return
+    run.attempts += 1
+    if run.capture.resumes:
+        return
     # QEMU's descriptor shares our file offset.
     os.ftruncate(run.devices_fd, 0)
     os.lseek(run.devices_fd, 0, os.SEEK_SET)
-    run.attempts += 1
     with run.timed("device_state_ms"):
         # live: false, or the disks of a stopped guest are inactivated.
         run.qmp.execute(

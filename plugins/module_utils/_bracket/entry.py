@@ -179,6 +179,7 @@ def _take_new(
                 **address.noted(),
                 "freeze": plan.freeze,
                 "was_running": plan.facts.running,
+                "engine": plan.engine,
             },
         )
         log(spec.guest, run.id, f"snapshot '{spec.name}' begins")

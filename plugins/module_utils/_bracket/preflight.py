@@ -108,7 +108,7 @@ def examine(
         SCHEMES["backup"].check()
     if any(disk.target for disk in disks):
         check_reach(spec, process)
-    taken = choose_engine(spec, facts, process, touch)
+    taken = choose_engine(spec, facts, process, qmp, touch)
     plan = Plan(
         facts=facts,
         process=process,
@@ -155,12 +155,12 @@ def check_reach(spec: SnapshotSpec, process: QemuProcess) -> None:
 
 
 def choose_engine(
-    spec: SnapshotSpec, facts: GuestFacts, process: QemuProcess, touch: bool
+    spec: SnapshotSpec, facts: GuestFacts, process: QemuProcess, qmp: Connection, touch: bool
 ) -> Choice:
     """The engine asked for, or the first that has no reason to stand aside."""
     if not spec.memory:
         return Choice(None, (), ())
-    verdicts = judge(facts, process.pid, spec.helper, spec.ksm, touch)
+    verdicts = judge(facts, process.pid, spec.helper, spec.ksm, touch, qmp)
     return choose(spec.guest, verdicts, spec.engine, spec.allow_pause)
 
 

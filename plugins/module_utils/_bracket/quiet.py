@@ -192,17 +192,32 @@ def cont(run: Run) -> None:
         return
     asked = time.time()
     run.qmp.cont(run.limit.left(5.0))
-    run.stopped = False
-    events = run.qmp.events_to("RESUME", _EVENT_LIMIT)
-    resumed = [event for event in events if event["event"] == "RESUME"]
-    moment: Optional[float] = _moment(resumed[0]) if resumed else None
-    # libvirt passes events on a moment after QEMU sent them, but in their order.
-    refuse_events(events[: events.index(resumed[0])] if resumed else events)
+    moment = _resumed(run, 0)
     # QEMU's clock is this machine's.
     if moment is not None and moment < asked:
         raise LivesnapError(
             "the instant is void: somebody else resumed the guest just before we did", "try again"
         )
+    _note_instant(run, moment)
+
+
+def went_on(run: Run) -> None:
+    """The same where QEMU has let the guest go on by itself, when it had what it needs."""
+    # The last one is QEMU's own: one before would have been somebody else's, which voids it.
+    _note_instant(run, _resumed(run, -1))
+
+
+def _resumed(run: Run, which: int) -> Optional[float]:
+    """When the guest went on, if an event of it came; raises when one before voids the instant."""
+    run.stopped = False
+    events = run.qmp.events_to("RESUME", _EVENT_LIMIT)
+    resumed = [event for event in events if event["event"] == "RESUME"]
+    # libvirt passes events on a moment after QEMU sent them, but in their order.
+    refuse_events(events[: events.index(resumed[which])] if resumed else events)
+    return _moment(resumed[which]) if resumed else None
+
+
+def _note_instant(run: Run, moment: Optional[float]) -> None:
     run.created = rundir.utc(moment)
     if moment is not None and run.stop_event is not None:
         run.timings["pause_ms"] = round((moment - run.stop_event) * 1000, 3)

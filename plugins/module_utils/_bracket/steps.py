@@ -80,8 +80,8 @@ def _drop_targets(run: Run) -> None:
 def _guard(run: Run) -> None:
     spec, process = run.spec, run.process
     myself = rundir.myself()
-    # One that holds the guest has nothing that the guard would have to release.
-    taken = run.capture if run.capture is not None and not run.capture.holds else None
+    # What the guard would have to release is a userfaultfd of ours.
+    taken = run.capture if run.capture is not None and run.capture.uffd >= 0 else None
     run.guard = Guard(
         spec.helper,
         GuardConfig(
@@ -130,7 +130,10 @@ def _disks(run: Run) -> None:
 def _cont(run: Run) -> None:
     if run.capture is None:
         quiet.expect_paused(run)
-    quiet.cont(run)
+    if run.capture is not None and run.capture.resumes:
+        quiet.went_on(run)
+    else:
+        quiet.cont(run)
     run.instant = True
 
 

@@ -51,6 +51,8 @@ class CaptureConfig:
     bandwidth: int
     ksm: str
     log: str
+    #: A living connection to the guest's QEMU, within so many seconds.
+    connect: Callable[[float], Connection]
 
 
 class Capture:
@@ -58,6 +60,8 @@ class Capture:
 
     #: Whether the guest has to stand still from protect() until copied().
     holds = False
+    #: Whether arm() also saves device state, and lets the guest go on.
+    resumes = False
 
     def __init__(self, config: CaptureConfig, facts: GuestFacts) -> None:
         """Nothing happens yet."""
@@ -82,29 +86,8 @@ class Capture:
 
     def _start(self, how: Mapping[str, Any], timeout: float) -> None:
         """The first request, with what the engine adds to it."""
-        config, facts = self._config, self._facts
-        self._helper = HelperProcess(config.helper, ["capture"], config.log)
-        self._helper.send(
-            {
-                "request": "start",
-                "id": config.id,
-                "guest": config.guest,
-                "pid": config.pid,
-                "start_time": config.start_time,
-                "ramblock": facts.ramblock,
-                "gpa": gpa_list(facts),
-                "machine": facts.machine,
-                "qemu_version": facts.qemu_version,
-                "image": config.image,
-                "compression": config.compression,
-                "level": config.level,
-                "staging": config.staging,
-                "workers": config.workers,
-                "bandwidth": config.bandwidth,
-                "ksm": config.ksm,
-                **how,
-            }
-        )
+        self._helper = HelperProcess(self._config.helper, ["capture"], self._config.log)
+        self._helper.send({**start_request(self._config, self._facts), **how})
         event = self._helper.wait_for("attached", timeout)
         self.keeper = int(event["keeper"])
         self.keeper_start_time = process.start_time(self.keeper) or 0
@@ -199,6 +182,28 @@ class Capture:
         with contextlib.suppress(OSError):
             os.unlink(self._config.image)
         self.armed = False
+
+
+def start_request(config: CaptureConfig, facts: GuestFacts) -> dict[str, Any]:
+    """What the helper's first request says whatever the engine is. Pure."""
+    return {
+        "request": "start",
+        "id": config.id,
+        "guest": config.guest,
+        "pid": config.pid,
+        "start_time": config.start_time,
+        "ramblock": facts.ramblock,
+        "gpa": gpa_list(facts),
+        "machine": facts.machine,
+        "qemu_version": facts.qemu_version,
+        "image": config.image,
+        "compression": config.compression,
+        "level": config.level,
+        "staging": config.staging,
+        "workers": config.workers,
+        "bandwidth": config.bandwidth,
+        "ksm": config.ksm,
+    }
 
 
 def kill(pid: int, started: int) -> bool:

@@ -13,6 +13,9 @@ from typing import Optional, Sequence
 
 from ansible_collections.livesnap.qemu.plugins.module_utils._capture.subject import look
 from ansible_collections.livesnap.qemu.plugins.module_utils._capture.table import ENGINES
+from ansible_collections.livesnap.qemu.plugins.module_utils._connection.connection import (
+    Connection,
+)
 from ansible_collections.livesnap.qemu.plugins.module_utils._errors import RefusedError
 from ansible_collections.livesnap.qemu.plugins.module_utils._guest.engine_checks import Reason
 from ansible_collections.livesnap.qemu.plugins.module_utils._guest.facts import GuestFacts
@@ -52,15 +55,22 @@ class Choice:
 
 
 def judge(
-    facts: GuestFacts, pid: int, helper: str, ksm: str = "pause", touch: bool = False
+    facts: GuestFacts,
+    pid: int,
+    helper: str,
+    ksm: str = "pause",
+    touch: bool = False,
+    qmp: Optional[Connection] = None,
 ) -> list[Verdict]:
     """Ask each engine about the guest of process `pid`, in order of preference.
 
-    `ksm`: `refuse` makes it a reason that KSM runs. `touch`: a thread of QEMU in a seccomp sandbox
-    may be stopped for about a millisecond, so that its filter can be read; otherwise nothing is
-    touched. Raises HelperError where the helper is not there.
+    `ksm`: `refuse` makes it a reason that KSM runs. `qmp`: asked by queries; without it engine
+    qemu is judged by what is known. `touch`: a thread of QEMU in a seccomp sandbox may be stopped
+    for about a millisecond, so that its filter can be read, and a capability of its migration
+    switched on and off again; otherwise nothing is touched. Raises HelperError where the helper is
+    not there.
     """
-    subject = look(facts, pid, helper, ksm, touch)
+    subject = look(facts, pid, helper, ksm, touch, qmp)
     return [Verdict(name, tuple(engine.reasons(subject))) for name, engine in ENGINES.items()]
 
 

@@ -5,7 +5,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Optional
 
+from ansible_collections.livesnap.qemu.plugins.module_utils._connection.connection import (
+    Connection,
+)
 from ansible_collections.livesnap.qemu.plugins.module_utils._errors import HelperError
 from ansible_collections.livesnap.qemu.plugins.module_utils._guest.engine_checks import Reason
 from ansible_collections.livesnap.qemu.plugins.module_utils._guest.facts import GuestFacts
@@ -14,20 +18,35 @@ from ansible_collections.livesnap.qemu.plugins.module_utils._helper import Event
 
 @dataclass(frozen=True)
 class Subject:
-    """A guest, as far as it decides about engines. `seen`: what the helper found, by engine."""
+    """A guest, as far as it decides about engines. `seen`: what the helper found, by engine.
+
+    `qmp`: its QEMU, None where it is not to be asked; `touch`: whether something may be switched
+    on in it and off again.
+    """
 
     facts: GuestFacts
+    pid: int
     seen: dict[str, list[Reason]]
+    qmp: Optional[Connection]
+    touch: bool
 
 
-def look(facts: GuestFacts, pid: int, helper: str, ksm: str, touch: bool) -> Subject:
+def look(
+    facts: GuestFacts,
+    pid: int,
+    helper: str,
+    ksm: str,
+    touch: bool,
+    qmp: Optional[Connection],
+) -> Subject:
     """Look at the process of the guest whose facts these are; parameters as of choice.judge().
 
     Raises HelperError where there is no helper, or the process is gone.
     """
     options = ["--refuse-ksm"] * (ksm == "refuse") + ["--stop"] * touch
     said = run_once(helper, ["engines", "--pid", str(pid), "--ramblock", facts.ramblock, *options])
-    return Subject(facts, {name: read_reasons(said, name) for name in ("uffd", "pause")})
+    seen = {name: read_reasons(said, name) for name in ("uffd", "qemu", "pause")}
+    return Subject(facts, pid, seen, qmp, touch)
 
 
 def read_reasons(said: Event, engine: str) -> list[Reason]:

@@ -4,7 +4,7 @@
 
 from __future__ import annotations
 
-from ansible_collections.livesnap.qemu.plugins.module_utils._capture import pause, uffd
+from ansible_collections.livesnap.qemu.plugins.module_utils._capture import pause, qemu, uffd
 
 #: Name of an engine -> its file. `auto` takes the first that has no reason to stand aside.
-ENGINES = {uffd.NAME: uffd, pause.NAME: pause}
+ENGINES = {uffd.NAME: uffd, qemu.NAME: qemu, pause.NAME: pause}

@@ -155,7 +155,7 @@ FIELDS: dict[str, tuple[Check, str]] = {
     "started": (_time, "a time"),
     "complete": (lambda value: value is True, "true"),
     "was_running": (_bool, "true or false"),
-    "engine": (_or_null(_one_of("uffd", "pause")), "a known engine or null"),
+    "engine": (_or_null(_one_of("uffd", "qemu", "pause")), "a known engine or null"),
     "consistency": (
         _object(
             level=_one_of("crash", "filesystem", "application"), indications=_texts, freeze=_FREEZE

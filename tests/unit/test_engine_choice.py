@@ -7,12 +7,12 @@ from __future__ import annotations
 import dataclasses
 import os
 from pathlib import Path
-from typing import Any
+from typing import Any, Optional
 
 import pytest
 from ansible_collections.livesnap.qemu.plugins.module_utils._bracket.capture import copy_limit
 from ansible_collections.livesnap.qemu.plugins.module_utils._bracket.spec import SnapshotSpec
-from ansible_collections.livesnap.qemu.plugins.module_utils._capture import qemu, spool
+from ansible_collections.livesnap.qemu.plugins.module_utils._capture import choice, qemu, spool
 from ansible_collections.livesnap.qemu.plugins.module_utils._capture.choice import Verdict, choose
 from ansible_collections.livesnap.qemu.plugins.module_utils._capture.subject import (
     Subject,
@@ -79,6 +79,22 @@ def test_no_other_engine_than_the_one_asked_for() -> None:
     with pytest.raises(RefusedError) as caught:
         choose("web1", HELD, "uffd", True)
     assert caught.value.reason == "file_backed" and "pause" not in caught.value.msg
+
+
+def test_no_more_engines_are_asked_than_need_be(monkeypatch: pytest.MonkeyPatch) -> None:
+    said = {"uffd": [BALLOON], "qemu": [], "pause": []}
+    subject = Subject(dataclasses.replace(GOOD, qemu_version="8.2.0"), 1, said, None, False)
+    monkeypatch.setattr(choice, "look", lambda *_args: subject)
+
+    def asked(wanted: Optional[str]) -> list[tuple[str, bool]]:
+        found = choice.judge(GOOD, 1, "/h", wanted=wanted)
+        return [(verdict.engine, verdict.possible) for verdict in found]
+
+    assert asked(None) == [("uffd", False), ("qemu", True), ("pause", True)]
+    assert asked("auto") == [("uffd", False), ("qemu", True)]
+    assert asked("pause") == [("pause", True)]
+    said["uffd"] = []
+    assert asked("auto") == [("uffd", True)]
 
 
 def test_what_the_helper_says() -> None:

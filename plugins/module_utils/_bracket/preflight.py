@@ -160,7 +160,7 @@ def choose_engine(
     """The engine asked for, or the first that has no reason to stand aside."""
     if not spec.memory:
         return Choice(None, (), ())
-    verdicts = judge(facts, process.pid, spec.helper, spec.ksm, touch, qmp)
+    verdicts = judge(facts, process.pid, spec.helper, spec.ksm, touch, qmp, spec.engine)
     return choose(spec.guest, verdicts, spec.engine, spec.allow_pause)
 
 

@@ -61,8 +61,11 @@ def judge(
     ksm: str = "pause",
     touch: bool = False,
     qmp: Optional[Connection] = None,
+    wanted: Optional[str] = None,
 ) -> list[Verdict]:
-    """Ask each engine about the guest of process `pid`, in order of preference.
+    """Ask the engines about the guest of process `pid`, in order of preference.
+
+    All of them; or, of `wanted`, one alone, or for `auto` none after the first that can.
 
     `ksm`: `refuse` makes it a reason that KSM runs. `qmp`: asked by queries; without it engine
     qemu is judged by what is known. `touch`: a thread of QEMU in a seccomp sandbox may be stopped
@@ -71,7 +74,13 @@ def judge(
     not there.
     """
     subject = look(facts, pid, helper, ksm, touch, qmp)
-    return [Verdict(name, tuple(engine.reasons(subject))) for name, engine in ENGINES.items()]
+    verdicts: list[Verdict] = []
+    for name, engine in ENGINES.items():
+        if wanted in (None, AUTO, name):
+            verdicts.append(Verdict(name, tuple(engine.reasons(subject))))
+            if wanted == AUTO and verdicts[-1].possible:
+                break
+    return verdicts
 
 
 def choose(guest: str, verdicts: Sequence[Verdict], wanted: str, allow_pause: bool) -> Choice:

@@ -11,8 +11,13 @@
 #include <sys/vfs.h>
 
 #include "capture_run.h"
+#include "support/hugepages.h"
 
 #define SIZE (8ul << 20)
+#define HUGE (2ul << 20)
+#ifndef MFD_HUGE_2MB
+#define MFD_HUGE_2MB (21u << 26)
+#endif
 
 /* A file on a disk: a quarter with content, and a hole. */
 static int disk_file(void)
@@ -125,11 +130,70 @@ static void every_kind_by_the_old_pagemap(void **state)
     whatever_it_is_made_of(true);
 }
 
+/* Without a reservation, which would be the parent's and not the target's own. */
+static void add_hugetlb(struct lab *l, bool shared)
+{
+    struct lab_block *b = &l->block[l->blocks++];
+    int fd = memfd_create("lab", MFD_CLOEXEC | MFD_HUGETLB | MFD_HUGE_2MB);
+
+    assert_true(fd >= 0);
+    assert_int_equal(ftruncate(fd, SIZE), 0);
+    b->at = mmap(NULL, SIZE, PROT_READ | PROT_WRITE,
+                 MAP_NORESERVE | (shared ? MAP_SHARED : MAP_PRIVATE), fd, 0);
+    assert_ptr_not_equal(b->at, MAP_FAILED);
+    close(fd);
+    b->size = SIZE;
+    b->shared = true; /* for the laboratory: only the first half is touched */
+    b->hugetlb = true;
+}
+
+/* Also a block that is no multiple of them, which could not be protected; no hole takes one. */
+static void huge_pages(void **state)
+{
+    struct lab l = {0};
+    const char *why = NULL;
+    struct run r;
+    long before;
+
+    (void)state;
+    hugepages_take(8, &why);
+    if (!why && !ls_pagemap_have_scan())
+        why = "before Linux 6.7 private ones must be in memory as a whole";
+    if (why) {
+        print_message("SKIP: %s\n", why);
+        skip();
+    }
+    add_hugetlb(&l, true);
+    add_hugetlb(&l, false);
+    lab_start(&l, true);
+    while (atomic_load(&l.words->rounds) < LAB_WRITERS)
+        usleep(100);
+    run_new(&r, &l, 32 << 20);
+    lab_park(&l);
+    before = hugepages_free();
+    l.block[0].size -= LAB_PAGE;
+    begin_as(&r, false, 1, true);
+    l.block[0].size += LAB_PAGE;
+    if (ls_engine_copy_still(r.engine, &r.err) || wait_end(&r) != 0)
+        fail_msg("%s", r.err.message);
+    assert_int_equal(hugepages_free(), before);
+    for (unsigned i = 0; i < l.blocks; i++)
+        lab_read(&l, i, r.truth[i]);
+    end(&r);
+    compare(&r);
+    ls_engine_free(r.engine);
+    free(r.count);
+    run_free(&r);
+    lab_stop(&l);
+    hugepages_give_back();
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(every_kind),
         cmocka_unit_test(every_kind_by_the_old_pagemap),
+        cmocka_unit_test(huge_pages),
     };
 
     return cmocka_run_group_tests(tests, NULL, NULL);

@@ -7,10 +7,15 @@
 #include <cmocka.h>
 
 #include <fcntl.h>
+#include <jansson.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/wait.h>
 #include <unistd.h>
 
+#include "commands.h"
+#include "image/image.h"
 #include "stream/format.h"
 #include "stream/incoming.h"
 #include "stream/stream.h"
@@ -265,12 +270,128 @@ static void what_is_none(void **state)
     refused("'vfio'");
 }
 
+struct places {
+    char folder[64], stream[96], image[96], devices[96];
+};
+
+static void make_places(struct places *p)
+{
+    int fd;
+
+    strcpy(p->folder, "/tmp/livesnap-test-XXXXXX");
+    assert_non_null(mkdtemp(p->folder));
+    snprintf(p->stream, sizeof p->stream, "%s/stream", p->folder);
+    snprintf(p->image, sizeof p->image, "%s/ram.lsnap", p->folder);
+    snprintf(p->devices, sizeof p->devices, "%s/devices", p->folder);
+    fd = open(p->stream, O_WRONLY | O_CREAT, 0600);
+    assert_int_equal(write(fd, stream, size), size);
+    /* what was reserved and not used */
+    assert_int_equal(ftruncate(fd, (off_t)size + 65536), 0);
+    close(fd);
+}
+
+/* Runs it; its exit code. `leave`: the owner closes its end at once. */
+static int convert(const struct places *p, const char *machine, bool leave)
+{
+    json_t *request = json_pack(
+        "{s:s, s:s, s:s, s:i, s:i, s:s, s:[{s:i, s:s, s:i, s:i}], s:s, s:s, s:s, s:I, s:s}",
+        "request", "start", "id", "01234567-89ab-cdef-0123-456789abcdef", "guest", "web1", "pid", 1,
+        "start_time", 1, "ramblock",
+        "Block Name PSize Offset Used Total\n pc.ram 2 MiB 0x0 0x3000 "
+        "0x3000\n",
+        "gpa", "gpa", 0, "block", "pc.ram", "offset", 0, "length", 3 * LS_PAGE, "machine", machine,
+        "image", p->image, "spool", p->stream, "spool_bytes", (json_int_t)size, "devices",
+        p->devices);
+    char *line = json_dumps(request, JSON_COMPACT), *argv[] = {(char[]){"convert"}, NULL};
+    int in[2], status, null = open("/dev/null", O_RDWR | O_CLOEXEC);
+    pid_t child;
+
+    assert_int_equal(pipe2(in, O_CLOEXEC), 0);
+    child = fork();
+    if (child == 0) {
+        dup2(in[0], STDIN_FILENO);
+        dup2(null, STDOUT_FILENO);
+        exit(ls_cmd_convert(1, argv));
+    }
+    close(in[0]);
+    close(null);
+    assert_int_equal(write(in[1], line, strlen(line)), strlen(line));
+    assert_int_equal(write(in[1], "\n", 1), 1);
+    if (leave)
+        close(in[1]);
+    assert_int_equal(waitpid(child, &status, 0), child);
+    if (!leave)
+        close(in[1]);
+    free(line);
+    json_decref(request);
+    assert_true(WIFEXITED(status));
+    return WEXITSTATUS(status);
+}
+
+static void remove_places(const struct places *p)
+{
+    unlink(p->stream);
+    unlink(p->image);
+    unlink(p->devices);
+    assert_int_equal(rmdir(p->folder), 0);
+}
+
+static void becomes_a_snapshot(void **state)
+{
+    static uint8_t page_of[LS_PAGE];
+    struct ls_devices devices_of;
+    struct ls_image *image;
+    struct ls_error err;
+    struct places p;
+
+    (void)state;
+    whole("{}");
+    make_places(&p);
+    assert_int_equal(convert(&p, "pc-i440fx-7.2", false), LS_OK);
+    if (ls_image_open(p.image, &image, &err) || ls_image_verify(image, NULL, NULL, &err) ||
+        ls_devices_load(p.devices, &devices_of, &err))
+        fail_msg("%s", err.message);
+    assert_int_equal(ls_image_info(image)->block_count, 2);
+    assert_int_equal(ls_image_info(image)->blocks[0].page_size, 2 << 20);
+    assert_string_equal(ls_image_string(image, "machine"), "pc-i440fx-7.2");
+    assert_int_equal(ls_image_read_gpa(image, 2 * LS_PAGE, page_of, LS_PAGE, &err), 0);
+    assert_int_equal(page_of[0], 0x33);
+    assert_int_equal(ls_image_read(image, 1, LS_PAGE, page_of, LS_PAGE, &err), 0);
+    assert_int_equal(page_of[LS_PAGE - 1], 0x22);
+    ls_devices_free(&devices_of);
+    ls_image_close(image);
+    remove_places(&p);
+}
+
+static void leaves_nothing(void **state)
+{
+    struct places p;
+
+    (void)state;
+    whole("{}");
+    make_places(&p);
+    assert_int_equal(convert(&p, "pc-q35-7.2", false), LS_TORN);
+    assert_int_equal(access(p.image, F_OK) & access(p.devices, F_OK), -1);
+    remove_places(&p);
+    size -= 100;
+    make_places(&p);
+    assert_int_equal(convert(&p, "pc-i440fx-7.2", false), LS_TORN);
+    assert_int_equal(access(p.image, F_OK) & access(p.devices, F_OK), -1);
+    remove_places(&p);
+    /* The owner leaves: whole, if that was too late, or nothing. */
+    whole("{}");
+    make_places(&p);
+    if (convert(&p, "pc-i440fx-7.2", true) != LS_OK)
+        assert_int_equal(access(p.image, F_OK) & access(p.devices, F_OK), -1);
+    remove_places(&p);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(is_taken_apart),
-        cmocka_unit_test(cut),
-        cmocka_unit_test(what_is_none),
+        cmocka_unit_test(is_taken_apart), cmocka_unit_test(cut),
+        cmocka_unit_test(what_is_none),   cmocka_unit_test(becomes_a_snapshot),
+        cmocka_unit_test(leaves_nothing),
     };
 
     return cmocka_run_group_tests(tests, NULL, NULL);

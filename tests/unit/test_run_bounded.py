@@ -9,7 +9,6 @@ from pathlib import Path
 
 import pytest
 from ansible_collections.livesnap.qemu.plugins.module_utils import _helper
-from ansible_collections.livesnap.qemu.plugins.module_utils._clone import source
 from ansible_collections.livesnap.qemu.plugins.module_utils._disks import target
 from ansible_collections.livesnap.qemu.plugins.module_utils._errors import (
     CloneError,
@@ -17,6 +16,7 @@ from ansible_collections.livesnap.qemu.plugins.module_utils._errors import (
     StoreError,
     TimedOutError,
 )
+from ansible_collections.livesnap.qemu.plugins.module_utils._restore import checks
 from ansible_collections.livesnap.qemu.plugins.module_utils._run import run_bounded
 
 
@@ -54,12 +54,12 @@ def test_the_callers_have_errors_of_their_own(
     denied = script(tmp_path / "denied", "", 0o644)
     hanging = script(tmp_path / "hanging", "exec sleep 60")
     with pytest.raises(CloneError, match=f"'{failing} --version' failed: reasons"):
-        source.ask(failing, "--version")
+        checks.ask(failing, "--version")
     with pytest.raises(CloneError, match=f"'{denied}' cannot be run: Permission denied"):
-        source.ask(denied, "--version")
-    monkeypatch.setattr(source, "_PROGRAM_LIMIT", 0.2)
+        checks.ask(denied, "--version")
+    monkeypatch.setattr(checks, "_PROGRAM_LIMIT", 0.2)
     with pytest.raises(CloneError, match=f"'{hanging} --version' did not end within 0.2 s"):
-        source.ask(hanging, "--version")
+        checks.ask(hanging, "--version")
     with pytest.raises(HelperError, match="livesnap-helper ended with code 4: reasons") as caught:
         _helper.run_once(failing, ["features"])
     assert caught.value.word == _helper.CLASSES[4]

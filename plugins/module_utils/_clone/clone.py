@@ -24,11 +24,8 @@ from ansible_collections.livesnap.qemu.plugins.module_utils._clone.plan import (
 )
 from ansible_collections.livesnap.qemu.plugins.module_utils._clone.source import (
     Source,
-    ask,
-    check,
     from_manifest,
     guest_name,
-    qemu_img,
 )
 from ansible_collections.livesnap.qemu.plugins.module_utils._clone.standing import lock_key
 from ansible_collections.livesnap.qemu.plugins.module_utils._connection.qmp import Qmp
@@ -37,6 +34,11 @@ from ansible_collections.livesnap.qemu.plugins.module_utils._errors import (
     LivesnapError,
     QmpError,
     RefusedError,
+)
+from ansible_collections.livesnap.qemu.plugins.module_utils._restore.checks import (
+    ask,
+    check_machine,
+    qemu_img,
 )
 from ansible_collections.livesnap.qemu.plugins.module_utils._store import manifest
 from ansible_collections.livesnap.qemu.plugins.module_utils._store.layout import Store
@@ -130,7 +132,7 @@ def plan_clone(request: CloneRequest) -> dict[str, Any]:
     existing = _existing(request, source)
     if existing is not None:
         return existing
-    check(source)
+    check_machine(source.needs)
     plan = make_plan(source, request, mapped_ram(source, request.lazy))
     rewritten = _rewrite(source, plan)
     return {
@@ -215,7 +217,7 @@ def create_clone(request: CloneRequest) -> dict[str, Any]:
         existing = _existing(request, source)
         if existing is not None:
             return existing
-        check(source)
+        check_machine(source.needs)
         ram = mapped_ram(source, request.lazy)
         plan = make_plan(source, request, ram)
         rewritten = _rewrite(source, plan)

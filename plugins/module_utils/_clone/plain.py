@@ -13,9 +13,9 @@ from ansible_collections.livesnap.qemu.plugins.module_utils._clone.source import
     Source,
     from_manifest,
     guest_name,
-    qemu_img,
 )
 from ansible_collections.livesnap.qemu.plugins.module_utils._errors import RefusedError
+from ansible_collections.livesnap.qemu.plugins.module_utils._restore.checks import qemu_img
 from ansible_collections.livesnap.qemu.plugins.module_utils._store import manifest
 from ansible_collections.livesnap.qemu.plugins.module_utils._store.layout import Store
 
@@ -66,10 +66,10 @@ def commands(source: Source, folder: str, helper: str) -> list[str]:
     )
     rewritten = cmdline.rewrite(source.command, plan)
     findings = rewritten.findings
-    if findings.blockers or source.blockers:
+    if findings.blockers or source.needs.blockers:
         raise RefusedError(
             f"'{source.guest}/{source.snapshot}' cannot be restored:"
-            f" {'; '.join([*source.blockers, *findings.blockers])}",
+            f" {'; '.join([*source.needs.blockers, *findings.blockers])}",
             reason="restore_blockers",
         )
     program, stream = qemu_img(source.exe), str(base / "stream")

@@ -27,7 +27,8 @@ from ansible_collections.livesnap.qemu.plugins.module_utils._clone.clone import 
     remove_clone,
 )
 from ansible_collections.livesnap.qemu.plugins.module_utils._clone.plain import plain_restore
-from ansible_collections.livesnap.qemu.plugins.module_utils._errors import CloneError
+from ansible_collections.livesnap.qemu.plugins.module_utils._errors import LivesnapError
+from ansible_collections.livesnap.qemu.plugins.module_utils._guest import waking
 from lab import Guest, Reach
 
 
@@ -122,10 +123,8 @@ def test_two_at_a_time_beside_the_original(shop: Taken) -> None:
 
 
 def test_clone_that_cannot_be_thawed_is_none(shop: Taken, monkeypatch: pytest.MonkeyPatch) -> None:
-    from ansible_collections.livesnap.qemu.plugins.module_utils._clone import launch
-
-    monkeypatch.setattr(launch, "AGENT_LIMIT", 0.001)
-    with pytest.raises(CloneError, match="cannot be thawed"):
+    monkeypatch.setattr(waking, "AGENT_LIMIT", 0.001)
+    with pytest.raises(LivesnapError, match="cannot be thawed"):
         create_clone(shop.request("frozen"))
     assert shop.request("frozen").place.left() == []
 

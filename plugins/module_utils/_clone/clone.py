@@ -35,6 +35,7 @@ from ansible_collections.livesnap.qemu.plugins.module_utils._errors import (
     QmpError,
     RefusedError,
 )
+from ansible_collections.livesnap.qemu.plugins.module_utils._guest.waking import announce
 from ansible_collections.livesnap.qemu.plugins.module_utils._restore.checks import (
     ask,
     check_machine,
@@ -261,12 +262,16 @@ def _start(
     export += ["--pages", "none"] if plan.ram is not None else []
     running = launch.start(
         rewritten.argv,
-        exe=source.exe,
-        user=(source.uid, source.gid),
-        folder=str(place.sockets),
-        log_folder=str(place.private),
-        taps=findings.taps,
-        export=[*export, source.folder, "-"],
+        launch.Setting(
+            exe=source.exe,
+            cwd=str(place.sockets),
+            uid=source.uid,
+            gid=source.gid,
+            log=str(place.private / "qemu.log"),
+            export_log=str(place.private / "export.log"),
+        ),
+        findings.taps,
+        [*export, source.folder, "-"],
     )
     _scope.move(running.pid, f"livesnap-clone-{running.pid}", f"livesnap clone {plan.name}")
     try:
@@ -294,9 +299,7 @@ def _start(
             if source.was_running:
                 launch.wake(running, qmp, agent, source.frozen)
             if request.network:
-                # Switches learn where it is now.
-                rounds = {"initial": 50, "max": 550, "rounds": 5, "step": 100}
-                qmp.execute("announce-self", rounds)
+                announce(qmp)
             runs = bool(qmp.execute("query-status")["running"])
         state.update(stage="complete", warnings=findings.warnings + running.warnings)
         place.write(state)

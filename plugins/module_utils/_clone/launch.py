@@ -5,33 +5,52 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import pwd
 import signal
 import subprocess
 import time
 from dataclasses import dataclass, field
-from typing import Any, Optional
+from typing import Any, Mapping, Optional, Sequence
 
 from ansible_collections.livesnap.qemu.plugins.module_utils._clone.plan import TapNeed
 from ansible_collections.livesnap.qemu.plugins.module_utils._clone.taps import isolated_tap
 from ansible_collections.livesnap.qemu.plugins.module_utils._connection._peer import is_qemu
 from ansible_collections.livesnap.qemu.plugins.module_utils._connection.qmp import Qmp
 from ansible_collections.livesnap.qemu.plugins.module_utils._errors import (
-    AgentCommandError,
-    AgentError,
     CloneError,
     QmpConnectError,
     QmpError,
 )
-from ansible_collections.livesnap.qemu.plugins.module_utils._guest import process
+from ansible_collections.livesnap.qemu.plugins.module_utils._guest import process, waking
 from ansible_collections.livesnap.qemu.plugins.module_utils._guest.agent import Agent
 
 START_LIMIT = 30.0
 #: The slowest that a stream may be and not count as stuck, in bytes a second.
 _SLOWEST = 20 << 20
-AGENT_LIMIT = 30.0
-_INCOMING = "@incoming@"
+#: In an argv, the descriptor that the stream comes by.
+INCOMING = "@incoming@"
+CLEAN_ENV = {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "LC_ALL": "C"}
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What a QEMU is started in. groups: None is what its user has now.
+
+    log: what it prints is added there; export_log: what the export says. name: for messages.
+    """
+
+    exe: str
+    cwd: str
+    uid: int
+    gid: int
+    log: str
+    export_log: str
+    groups: Optional[tuple[int, ...]] = None
+    umask: int = 0o077
+    env: Mapping[str, str] = field(default_factory=lambda: CLEAN_ENV)
+    name: str = "the clone"
 
 
 @dataclass
@@ -44,6 +63,9 @@ class Running:
     export: Optional[subprocess.Popen[bytes]]
     log: str
     export_log: str
+    name: str = "the clone"
+    #: Where its own words begin in the log.
+    log_start: int = 0
     warnings: list[str] = field(default_factory=list)
 
     def export_identity(self) -> list[int]:
@@ -70,12 +92,17 @@ class Running:
             if self.qemu.poll() is None:
                 raise CloneError(f"the snapshot cannot be read: {_tail(self.export_log)}")
         if self.qemu.poll() is not None:
-            raise CloneError(f"the clone's QEMU ended at once: {_tail(self.log)}")
+            raise CloneError(f"the QEMU of {self.name} ended at once: {self.words()}")
+
+    def words(self) -> str:
+        """The last that QEMU said."""
+        return _tail(self.log, self.log_start)
 
 
-def _tail(path: str) -> str:
+def _tail(path: str, start: int = 0) -> str:
     try:
         with open(path, "rb") as file:
+            file.seek(start)
             lines = file.read()[-4000:].decode("utf-8", "replace").strip().splitlines()
     except OSError:
         lines = []
@@ -83,69 +110,69 @@ def _tail(path: str) -> str:
 
 
 def start(
-    argv: list[str],
-    *,
-    exe: str,
-    user: tuple[int, int],
-    folder: str,
-    log_folder: str,
-    taps: list[TapNeed],
-    export: list[str],
+    argv: list[str], setting: Setting, taps: Sequence[TapNeed] = (), export: Sequence[str] = ()
 ) -> Running:
-    """Start QEMU as that user (uid, gid), and the export whose output it reads.
+    """Start QEMU, and the export whose output it reads where there is one.
 
     '@incoming@' in argv becomes the descriptor of the pipe, '@tapN@' those of the taps.
     """
     opened: list[int] = []
-    log, export_log = os.path.join(log_folder, "qemu.log"), os.path.join(log_folder, "export.log")
-    feeder: Optional[subprocess.Popen[bytes]] = None
     try:
         reader, writer = os.pipe()
         opened += [reader, writer]
         passed = [reader]
-        marks = {_INCOMING: str(reader)}
+        marks = {INCOMING: str(reader)}
         for need in taps:
             fds = isolated_tap(need.queues)
             opened += fds
             passed += fds
             marks[need.marker] = ":".join(map(str, fds))
         words = [_fill(word, marks) for word in argv]
-        with open(log, "wb") as output:
+        with open(setting.log, "ab") as output:
+            log_start = output.tell()
             qemu = subprocess.Popen(  # pylint: disable=ansible-bad-function
                 words,
-                executable=exe,
+                executable=setting.exe,
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=output,
-                cwd=folder,
-                env={"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "LC_ALL": "C"},
+                cwd=setting.cwd,
+                env=dict(setting.env),
                 pass_fds=passed,
                 start_new_session=True,
-                umask=0o077,
-                **_as_user(*user),
+                umask=setting.umask,
+                **_as_user(setting),
             )
-        running = Running(qemu.pid, 0, qemu, None, log, export_log)
+        running = Running(
+            qemu.pid, 0, qemu, None, setting.log, setting.export_log, setting.name, log_start
+        )
         try:
-            with open(export_log, "wb") as errors:
-                feeder = subprocess.Popen(  # pylint: disable=ansible-bad-function
-                    export,
-                    stdin=subprocess.DEVNULL,
-                    stdout=writer,
-                    stderr=errors,
-                    cwd="/",
-                    start_new_session=True,
-                )
-            running.export = feeder
             running.start_time = process.start_time(qemu.pid) or 0
+            if export:
+                running.export = _feed(export, writer, setting.export_log)
         except BaseException:
             running.kill()
             raise
         return running
     except OSError as err:
-        raise CloneError(f"the clone's QEMU cannot be started: {err.strerror or err}") from None
+        raise CloneError(
+            f"the QEMU of {setting.name} cannot be started: {err.strerror or err}"
+        ) from None
     finally:
         for fd in opened:
             os.close(fd)
+
+
+def _feed(export: Sequence[str], writer: int, log: str) -> subprocess.Popen[bytes]:
+    with open(log, "wb") as errors:
+        return subprocess.Popen(  # pylint: disable=ansible-bad-function
+            list(export),
+            stdin=subprocess.DEVNULL,
+            stdout=writer,
+            stderr=errors,
+            cwd="/",
+            start_new_session=True,
+        )
 
 
 def _fill(word: str, marks: dict[str, str]) -> str:
@@ -154,13 +181,15 @@ def _fill(word: str, marks: dict[str, str]) -> str:
     return word
 
 
-def _as_user(uid: int, gid: int) -> dict[str, Any]:
-    """Arguments of Popen; none when it is us already. The user's other groups as of now."""
+def _as_user(setting: Setting) -> dict[str, Any]:
+    """Arguments of Popen; none when it is us already."""
+    uid, gid = setting.uid, setting.gid
     if (uid, gid) == (os.geteuid(), os.getegid()):
         return {}
-    groups = [gid]
+    groups = [gid] if setting.groups is None else list(setting.groups)
     with contextlib.suppress(KeyError):
-        groups = os.getgrouplist(pwd.getpwuid(uid).pw_name, gid)
+        if setting.groups is None:
+            groups = os.getgrouplist(pwd.getpwuid(uid).pw_name, gid)
     return {"user": uid, "group": gid, "extra_groups": groups}
 
 
@@ -177,7 +206,7 @@ def connect(running: Running, socket: str) -> Qmp:
                 with contextlib.suppress(subprocess.TimeoutExpired):
                     running.qemu.wait(1.0)
                 running.check()
-                raise CloneError(f"the clone's QEMU does not answer: {err.msg}") from None
+                raise CloneError(f"the QEMU of {running.name} does not answer: {err.msg}") from None
         time.sleep(0.02)
 
 
@@ -192,7 +221,7 @@ def wait_loaded(running: Running, qmp: Qmp, stream_bytes: int) -> None:
             if status != "inmigrate":
                 break
             if qmp.execute("query-migrate", timeout=START_LIMIT).get("status") == "failed":
-                raise CloneError(f"QEMU refuses the snapshot: {_tail(running.log)}")
+                raise CloneError(f"QEMU refuses the snapshot: {running.words()}")
         except QmpError:
             with contextlib.suppress(subprocess.TimeoutExpired):
                 running.qemu.wait(5.0)
@@ -211,26 +240,9 @@ def wait_loaded(running: Running, qmp: Qmp, stream_bytes: int) -> None:
 
 
 def wake(running: Running, qmp: Qmp, agent_socket: str, frozen: bool) -> None:
-    """Let it run; thaw it first of all, then set its clock. A guest that was frozen must thaw."""
-    qmp.execute("cont")
-    if qmp.execute("query-status")["status"] != "running":
-        raise CloneError("the clone does not run after 'cont'")
-    if not agent_socket:
-        if frozen:
-            raise CloneError("the guest was frozen, and has no agent's port to thaw it by")
-        return
-    try:
-        with Agent.connect(agent_socket, AGENT_LIMIT if frozen else 5.0) as agent:
-            if frozen:
-                agent.thaw(AGENT_LIMIT)
-            try:
-                agent.set_time()
-            except AgentCommandError as err:
-                running.warnings.append(f"the clone's clock may be behind: {err.desc}")
-    except AgentError as err:
-        if frozen:
-            raise CloneError(f"the clone cannot be thawed: {err.msg}") from None
-        running.warnings.append(f"the clone's clock was not set: {err.msg}")
+    """Let it run, thawed and on time: see waking.wake()."""
+    agent = functools.partial(Agent.connect, agent_socket) if agent_socket else None
+    running.warnings += waking.wake(qmp, agent, frozen, running.name)
 
 
 def processes_in(folder: str) -> list[tuple[int, int]]:

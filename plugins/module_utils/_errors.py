@@ -18,6 +18,7 @@ LivesnapError
  +-- StoreError
  +-- HelperError             livesnap-helper failed; `word` is its class of failure
  +-- CloneError
+ +-- RestoreError            a restore in place failed; the message says what state things are in
 """
 
 from __future__ import annotations
@@ -147,3 +148,7 @@ class HelperError(LivesnapError):
 
 class CloneError(LivesnapError):
     """A clone could not be made or removed."""
+
+
+class RestoreError(LivesnapError):
+    """A guest could not be taken back to a snapshot."""

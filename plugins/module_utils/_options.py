@@ -105,6 +105,18 @@ CLONE: tuple[Option, ...] = (
     Option("lazy", "bool", True),
 )
 
+RESTORE: tuple[Option, ...] = (
+    GUEST,
+    Option("snapshot", "str", required=True),
+    STORE,
+    Option("qmp_socket", "path"),
+    Option("agent_socket", "path"),
+    Option("uri", "str", "qemu:///system"),
+    Option("keep_current", "bool", True),
+    Option("force", "bool", False),
+    Option("lock_timeout", "int", 60),
+)
+
 RECOVER: tuple[Option, ...] = (
     STORE,
     Option("guest", "str"),
@@ -119,6 +131,7 @@ MODULES: dict[str, tuple[Option, ...]] = {
     "livesnap_helper": HELPER,
     "livesnap_info": INFO,
     "livesnap_recover": RECOVER,
+    "livesnap_restore": RESTORE,
 }
 
 # Set by the action plugin, never by users; Ansible leaves options that begin with an underscore

@@ -141,8 +141,15 @@ def _close_all_but(keep: int) -> None:
                 os.close(fd)
 
 
-def follow(handle: OwnerHandle) -> dict[str, Any]:
-    """Wait for the owner's end: its result, or its error as LivesnapError."""
+def follow(
+    handle: OwnerHandle,
+    did: str = "took the snapshot",
+    left: str = "its guard has let the guest go on; the next run, or livesnap_recover, tidies up",
+) -> dict[str, Any]:
+    """Wait for the owner's end: its result, or its error as LivesnapError.
+
+    If it is killed, the error says what it `did`, and what becomes of what it `left`.
+    """
     buffer = b""
     stopped: Optional[float] = None
     with handle.sock as sock:
@@ -150,7 +157,9 @@ def follow(handle: OwnerHandle) -> dict[str, Any]:
             if select.select([sock], [], [], 0.5)[0]:
                 data = sock.recv(65536)
                 if not data:
-                    raise _died(handle)
+                    raise LivesnapError(
+                        f"the process that {did} (pid {handle.pid}) was killed", left
+                    )
                 buffer += data
                 while b"\n" in buffer:
                     line, _sep, buffer = buffer.partition(b"\n")
@@ -170,10 +179,3 @@ def follow(handle: OwnerHandle) -> dict[str, Any]:
                     os.kill(handle.pid, signal.SIGKILL)
             else:
                 stopped = None
-
-
-def _died(handle: OwnerHandle) -> LivesnapError:
-    return LivesnapError(
-        f"the process that took the snapshot (pid {handle.pid}) was killed",
-        "its guard has let the guest go on; the next run, or livesnap_recover, tidies up",
-    )

@@ -36,6 +36,7 @@ from ansible_collections.livesnap.qemu.plugins.module_utils._guest.address impor
     address_of,
 )
 from ansible_collections.livesnap.qemu.plugins.module_utils._helper import run_once
+from ansible_collections.livesnap.qemu.plugins.module_utils._restore import undo as restore_undo
 from ansible_collections.livesnap.qemu.plugins.module_utils._store import listing, rundir
 from ansible_collections.livesnap.qemu.plugins.module_utils._store.layout import Store
 from ansible_collections.livesnap.qemu.plugins.module_utils._store.locks import GuestLock, is_held
@@ -60,6 +61,7 @@ def plan_recovery(store: str, guest: Optional[str] = None) -> list[str]:
     for name, snapshot in orphans(place, guest):
         if (str(place.root), name, snapshot) not in named:
             said.append(f"would remove unfinished snapshot '{snapshot}' of guest '{name}'")
+    said += restore_undo.planned(store, guest)
     for clone in standing.unfinished(store, guest):
         said.append(f"would remove unfinished clone '{clone.name}' of guest '{clone.guest}'")
     if _ksm_left():
@@ -87,6 +89,10 @@ def recover(store: str, guest: Optional[str] = None, helper: str = "") -> list[s
         except LivesnapError as err:
             failed.append(str(err))
     said += remove_orphans(Store(store), guest)
+    try:
+        said += restore_undo.recover_left(store, guest, helper)
+    except LivesnapError as err:
+        failed.append(str(err))
     for clone in standing.remove_unfinished(store, guest):
         said.append(f"removed unfinished clone '{clone.name}' of guest '{clone.guest}'")
     said += put_ksm_back(helper)
@@ -109,6 +115,7 @@ def recover_for(store: Store, guest: str, key: str, helper: str) -> list[str]:
             with contextlib.suppress(TimedOutError):
                 with GuestLock.acquire(run.key, _about(owner), 1.0):
                     said += undo_run(run, owner)
+    said += restore_undo.recover_left(str(store.root), guest, helper)
     return said + remove_orphans(store, guest) + put_ksm_back(helper)
 
 

@@ -46,3 +46,16 @@ def move(pid: int, name: str, description: str, root: str = "/") -> bool:
     except OSError:
         pass
     return False
+
+
+def join(pid: int, cgroup: str, description: str, root: str = "/") -> bool:
+    """Put a process where another one was: into its control group (a path of the unified
+    hierarchy), or a scope of its own where that is gone; whether it is in the group."""
+    try:
+        path = os.path.join(root, "sys/fs/cgroup", cgroup.lstrip("/"), "cgroup.procs")
+        with open(path, "w", encoding="ascii") as file:
+            file.write(str(pid))
+    except OSError:
+        move(pid, f"livesnap-guest-{pid}", description, root)
+        return False
+    return True

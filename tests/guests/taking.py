@@ -27,6 +27,8 @@ from ansible_collections.livesnap.qemu.plugins.module_utils._bracket.api import 
 from ansible_collections.livesnap.qemu.plugins.module_utils._clone import clone as cloning
 from ansible_collections.livesnap.qemu.plugins.module_utils._clone.plain import plain_restore
 from ansible_collections.livesnap.qemu.plugins.module_utils._errors import LivesnapError
+from ansible_collections.livesnap.qemu.plugins.module_utils._restore.plan import RestoreRequest
+from ansible_collections.livesnap.qemu.plugins.module_utils._restore.restore import restore
 from lab import Domain, Guest, Reach, disk_state, judge, ram_state
 
 T = TypeVar("T")
@@ -65,6 +67,18 @@ class TestStore:
     def take(self, guest: Guest | Domain, name: str, /, **options: Any) -> dict[str, Any]:
         """One snapshot, as module livesnap takes it: its whole result."""
         return take_snapshot(self.spec(guest, name, **options))
+
+    def request(
+            self, guest: Guest | Domain, snapshot: str, /, **options: Any) -> RestoreRequest:
+        """What module livesnap_restore is asked for."""
+        return RestoreRequest.of({
+            "guest": guest.options.name, "snapshot": snapshot, "store": str(self.path),
+            "keep_current": True, "force": False, "_livesnap_helper": helper(), **_reached(guest),
+            **options})
+
+    def restore(self, guest: Guest | Domain, snapshot: str, /, **options: Any) -> dict[str, Any]:
+        """A guest goes back to a snapshot, as module livesnap_restore does it: its whole result."""
+        return restore(self.request(guest, snapshot, **options))
 
     def forget(self) -> None:
         """Everything in it goes, the store stays."""

@@ -5,7 +5,9 @@
 from __future__ import annotations
 
 import importlib
+import os
 import shutil
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -95,6 +97,13 @@ def test_livesnap_clone(prepared: Controller, web1: Guest, store: Path) -> None:
 def test_livesnap_recover(prepared: Controller, web1: Guest, store: Path) -> None:
     found = run(prepared, store, examples("modules", "livesnap_recover"))
     assert [each["recovered"] for each in found.values()] == [[], []]
+
+
+def test_livesnap_restore(prepared: Controller, web1: Guest, store: Path) -> None:
+    task = examples("modules", "livesnap_restore")[0]
+    found = run(prepared, store, [task])[task["name"]]
+    os.kill(found["pid"], signal.SIGKILL)
+    assert (store / "web1" / found["kept"]).is_dir()
 
 
 def test_livesnap_removes_what_it_took(prepared: Controller, web1: Guest, store: Path) -> None:

@@ -24,6 +24,7 @@ from ansible_collections.livesnap.qemu.plugins.module_utils._errors import (
 )
 from ansible_collections.livesnap.qemu.plugins.module_utils._guest.process import QemuProcess
 from ansible_collections.livesnap.qemu.plugins.module_utils._log import log
+from ansible_collections.livesnap.qemu.plugins.module_utils._restore import undo as restore_undo
 from ansible_collections.livesnap.qemu.plugins.module_utils._store import (
     files,
     listing,
@@ -124,7 +125,9 @@ def take(spec: SnapshotSpec, link: Link) -> dict[str, Any]:
     store = preflight.check_store(spec)
     try:
         process = spec.address.process()
-    except LivesnapError:
+    except LivesnapError as err:
+        if restore_undo.planned(spec.store, spec.guest):
+            err.hint = "a restore of it was cut short: run livesnap_recover"
         if store.exists(spec.guest, spec.name):
             # A guest that is switched off changes nothing about what is there.
             recovered = _recover.recover(spec.store, spec.guest, spec.helper)
@@ -140,15 +143,16 @@ def take(spec: SnapshotSpec, link: Link) -> dict[str, Any]:
         if store.exists(spec.guest, spec.name):
             return existing(spec, store, recovered, True)
         try:
-            return _take_new(spec, link, store, process, recovered)
+            return take_new(spec, link, store, process, recovered)
         except LivesnapError as err:
             err.result.setdefault("recovered", recovered)
             raise
 
 
-def _take_new(
+def take_new(
     spec: SnapshotSpec, link: Link, store: Store, process: QemuProcess, recovered: list[str]
 ) -> dict[str, Any]:
+    """One of a name that is free, by the holder of the guest's lock."""
     started, started_at = rundir.utc(), time.monotonic()
     address = spec.address
     with address.connect() as qmp:
@@ -245,6 +249,13 @@ def remove(spec: SnapshotSpec, apply: bool) -> dict[str, Any]:
                 f" stand on its images: {', '.join(clones)}",
                 "remove them first (livesnap_clone, state: absent)",
                 "clones",
+            )
+        if restore_undo.needs(spec.store, spec.guest, spec.name):
+            raise RefusedError(
+                f"snapshot '{spec.name}' of guest '{spec.guest}' cannot be removed: a restore of"
+                " that guest needs it",
+                "wait for its end; livesnap_recover ends one that was cut short",
+                "restore",
             )
         actions.append(f"removed snapshot '{spec.name}' of guest '{spec.guest}'")
         if apply:

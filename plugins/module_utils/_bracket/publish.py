@@ -34,7 +34,7 @@ def publish(run: Run) -> dict[str, Any]:
         "created": run.created,
         "started": run.started,
         "complete": True,
-        "was_running": run.plan.facts.running,
+        "was_running": run.plan.facts.running or run.spec.held,
         "engine": run.plan.engine,
         "consistency": consistency(run),
         "timings": run.timings,

@@ -55,6 +55,8 @@ class SnapshotSpec:
     pinned: Optional[bool] = None
     #: path of livesnap-helper on this machine
     helper: str = ""
+    #: The guest stands still only for whoever takes this snapshot: it counts as running.
+    held: bool = False
 
     @classmethod
     def of(cls, params: Mapping[str, Any]) -> SnapshotSpec:

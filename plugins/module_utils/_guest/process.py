@@ -101,10 +101,7 @@ class QemuProcess:
     @property
     def unit(self) -> str:
         """The systemd unit that it runs in, '' where there is none."""
-        for part in reversed(self.cgroup.split("/")):
-            if part.endswith((".service", ".scope")):
-                return part
-        return ""
+        return unit_of(self.cgroup)
 
 
 def parse_cgroup(text: str) -> str:
@@ -114,6 +111,14 @@ def parse_cgroup(text: str) -> str:
         number, controllers, path = line.split(":", 2)
         found[controllers if number != "0" else ""] = path
     return found.get("", found.get("name=systemd", ""))
+
+
+def unit_of(cgroup: str) -> str:
+    """The systemd unit of a control group, '' where there is none. Pure."""
+    for part in reversed(cgroup.split("/")):
+        if part.endswith((".service", ".scope")):
+            return part
+    return ""
 
 
 def user_name(uid: int) -> str:

@@ -1,0 +1,154 @@
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""A libvirt domain: ended by libvirt, and restored by libvirt from an export of the snapshot."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Mapping, Optional
+
+from ansible_collections.livesnap.qemu.plugins.module_utils import _deps
+from ansible_collections.livesnap.qemu.plugins.module_utils._connection.connection import (
+    Connection,
+)
+from ansible_collections.livesnap.qemu.plugins.module_utils._connection.domain import (
+    Domain,
+    as_domain,
+)
+from ansible_collections.livesnap.qemu.plugins.module_utils._errors import (
+    RefusedError,
+    RestoreError,
+)
+from ansible_collections.livesnap.qemu.plugins.module_utils._guest.address import DomainAddress
+from ansible_collections.livesnap.qemu.plugins.module_utils._guest.domain_xml import agent_state
+from ansible_collections.livesnap.qemu.plugins.module_utils._guest.process import (
+    QemuProcess,
+    start_time,
+)
+from ansible_collections.livesnap.qemu.plugins.module_utils._restore.command import incoming
+from ansible_collections.livesnap.qemu.plugins.module_utils._restore.guest import (
+    END_LIMIT,
+    Guest,
+    Noted,
+    State,
+)
+from ansible_collections.livesnap.qemu.plugins.module_utils._restore.xml import (
+    chained,
+    disk_files,
+    without_chains,
+)
+from ansible_collections.livesnap.qemu.plugins.module_utils._run import run_bounded
+from ansible_collections.livesnap.qemu.plugins.module_utils._store import files
+
+KIND = "domain"
+#: libvirt's save file, and the XML that goes into it; in the journal's folder.
+SAVE, XML = "save", "domain.xml"
+#: The slowest that RAM is written and read back and not counted as stuck, bytes a second.
+_SLOWEST, _LIMIT = 20 << 20, 60.0
+
+
+class DomainGuest(Guest):
+    """By its name: libvirt keeps it over its end."""
+
+    def __init__(self, address: DomainAddress, name: str, helper: str, private: Path) -> None:
+        """The domain is persistent: see check()."""
+        super().__init__(address, name, helper, private)
+        self.at = address
+
+    @classmethod
+    def from_noted(cls, about: Mapping[str, Any], name: str, helper: str, private: Path) -> Guest:
+        """From noted()."""
+        return cls(DomainAddress(about["uri"], about["domain"]), name, helper, private)
+
+    def noted(self) -> dict[str, Any]:
+        return {"kind": KIND, **self.at.noted()}
+
+    def check(self, snapshot_xml: str) -> None:
+        """Refuse what libvirt would not bring back as it was."""
+        with self._find() as domain:
+            if not domain.call("isPersistent", lambda each: each.isPersistent()):
+                raise RefusedError(
+                    f"domain '{self.name}' is transient: libvirt forgets it when it ends",
+                    "define it first (virsh define)",
+                    "transient",
+                )
+            if domain.call("hasManagedSaveImage", lambda each: each.hasManagedSaveImage()):
+                raise RefusedError(
+                    f"domain '{self.name}' has a managed save, whose RAM would not fit its disks",
+                    f"start the domain, or virsh managedsave-remove {self.name}",
+                    "managed_save",
+                )
+            flags = _deps.libvirt.VIR_DOMAIN_XML_INACTIVE
+            definition = str(domain.call("dumpxml", lambda each: each.XMLDesc(flags)))
+        for target in chained(definition):
+            raise RefusedError(
+                f"the definition of domain '{self.name}' names the backing file of disk '{target}';"
+                " an image that is put back has none",
+                "define the domain without <backingStore>: libvirt then looks into the image",
+                "backing",
+            )
+        defined = disk_files(definition)
+        for target, file in disk_files(snapshot_xml).items():
+            if target in defined and defined[target] != file:
+                raise RefusedError(
+                    f"disk '{target}' was '{file}' at the snapshot, and the definition of domain"
+                    f" '{self.name}' has '{defined[target]}'",
+                    "define the domain with its disks where they were, or make a clone",
+                    "disk_moved",
+                )
+
+    def _find(self) -> Domain:
+        return Domain.find(self.at.uri, self.at.domain)
+
+    def prepare(self, state: State) -> None:
+        """The save file: libvirt reads nothing else, and writing it takes its time."""
+        xml = files.read_regular(state.folder / XML, 16 << 20).decode()
+        files.write_whole(self.private / XML, without_chains(xml).encode())
+        save = self.private / SAVE
+        argv = [self.helper, "export", "--format", "libvirt", "--paused"]
+        argv += ["--xml", str(self.private / XML), str(state.folder), str(save)]
+        done = run_bounded(argv, _LIMIT + state.bytes / _SLOWEST)
+        if done.problem or done.code != 0:
+            raise RestoreError(
+                f"'{save}' cannot be written: livesnap-helper {done.problem or done.words}",
+                "is there room in the store?",
+            )
+
+    def end(self) -> None:
+        with self._find() as domain:
+            domain.call("destroy", lambda each: each.destroy(), END_LIMIT)
+
+    def bring(self, state: State, noted: Noted) -> list[str]:
+        save, paused = str(self.private / SAVE), _deps.libvirt.VIR_DOMAIN_SAVE_PAUSED
+        with self._find() as domain:
+            domain.call(
+                "restore",
+                lambda each: each.connect().restoreFlags(save, None, paused),
+                _LIMIT + state.bytes / _SLOWEST,
+            )
+        with self.address.connect() as connection:
+            noted(connection.peer_pid, start_time(connection.peer_pid) or 0)
+            return self.woken(connection, state)
+
+    def bring_back(self, state: Optional[State], noted: Noted) -> list[str]:
+        if state is not None:
+            self.prepare(state)
+            return self.bring(state, noted)
+        with self._find() as domain:
+            domain.call("create", lambda each: each.create(), _LIMIT)
+        return []
+
+    def kill(self, brought: list[int]) -> None:
+        with self._find() as domain:
+            if not domain.call("isActive", lambda each: each.isActive()):
+                return
+            process = QemuProcess.of(domain.qemu())
+            if [process.pid, process.start_time] != brought and not incoming(process.argv):
+                raise RestoreError(
+                    f"domain '{self.name}' runs (pid {process.pid}), and was not started by the"
+                    " restore"
+                )
+            domain.call("destroy", lambda each: each.destroy(), END_LIMIT)
+
+    def has_no_agent(self, connection: Connection) -> bool:
+        return agent_state(as_domain(connection).xml()) == "absent"

@@ -1,0 +1,169 @@
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""A libvirt domain goes back to a snapshot, in place, and is an ordinary domain as before."""
+
+from __future__ import annotations
+
+import json
+import os
+import xml.etree.ElementTree as ET
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from ansible_collections.livesnap.qemu.plugins.module_utils import _recover
+from ansible_collections.livesnap.qemu.plugins.module_utils._errors import LivesnapError
+from ansible_collections.livesnap.qemu.plugins.module_utils._restore.restore import plan_restore
+from bracket_kit import fault, wait
+from lab import DiskSpec, Domain, Libvirtd
+from taking import TestStore, as_module, helper, verdict
+
+#: Counts that pass between two looks, at most.
+SOON = 200
+
+
+@pytest.fixture(scope="module")
+def domain(libvirtd: Libvirtd) -> Iterator[Domain]:
+    """Unprivileged and sandboxed, with a raw and a qcow2 disk."""
+    with Domain(libvirtd, name="goes-back", memory=128,
+                disks=(DiskSpec(), DiskSpec(64, "qcow2"))) as guest:
+        yield guest
+
+
+@pytest.fixture(scope="module")
+def kept() -> Iterator[TestStore]:
+    """One store for the module."""
+    made = TestStore()
+    yield made
+    made.remove()
+
+
+def settled(domain: Domain) -> None:
+    """Which process it is now."""
+    domain.pid = int((domain.libvirtd.folder / "run" / "qemu" / f"{domain.name}.pid").read_text())
+
+
+def files_of(xml: str) -> list[str]:
+    return [source.attrib["file"]
+            for source in ET.fromstring(xml).iterfind("./devices/disk/source")]
+
+
+def in_order(domain: Domain, definition: str) -> None:
+    """Its definition is what it was, and all of libvirt's views name the files that QEMU has."""
+    ours = [str(path) for path in domain.disk_paths]
+    assert domain.virsh("dumpxml", "--inactive") == definition
+    assert files_of(domain.virsh("dumpxml")) == files_of(definition) == ours
+    with domain.qmp() as qmp:
+        blocks = qmp.execute("query-block")
+    assert [each["inserted"]["image"]["filename"] for each in blocks] == ours
+    assert domain.virsh("domblklist").split() == [
+        word for pair in zip(("vda", "vdb"), ours) for word in pair]
+    assert domain.virsh("snapshot-list", "--name").strip() == ""
+    assert "None" in domain.virsh("domjobinfo")
+    assert not [path for path in domain.folder.iterdir() if "livesnap" in path.name]
+
+
+def counts_from(domain: Domain, counter: int, boot: str) -> None:
+    settled(domain)
+    state = domain.ask()
+    assert state["boot"] == boot
+    assert counter - SOON <= state["counter"] <= counter + SOON
+    assert domain.counts()["intact"]
+
+
+def test_it_goes_back_and_starts_again(domain: Domain, kept: TestStore) -> None:
+    definition = domain.virsh("dumpxml", "--inactive")
+    pages = domain.witness()["pages"]
+    kept.take(domain, "one", freeze="required")
+    then = domain.ask()
+    owner = os.stat(domain.disk_paths[0]).st_uid
+    domain.counts()
+    plan = as_module(lambda: plan_restore(kept.request(domain, "one")))
+    assert plan["pid"] == domain.pid
+    later = domain.ask()["counter"]
+    result = kept.restore(domain, "one")
+    assert result["running"] and result["warnings"] == []
+    counts_from(domain, then["counter"], then["boot"])
+    assert result["pid"] == domain.pid
+    in_order(domain, definition)
+    assert os.stat(domain.disk_paths[0]).st_uid == owner
+    # Snapshotted again, of one instant.
+    assert verdict(domain, kept.take(domain, "two", freeze="required"), pages) == ""
+    folder = kept.path / "goes-back" / result["kept"]
+    present = {"snapshot": {**json.loads((folder / "manifest.json").read_text()), "path": folder}}
+    assert present["snapshot"]["was_running"] and verdict(domain, present, pages) == ""
+    # Back to the present that was kept, by its UUID.
+    kept.restore(domain, result["kept"], guest=domain.uuid, keep_current=False)
+    counts_from(domain, later, then["boot"])
+    # Shut down, started, snapshotted again.
+    domain.shut_down()
+    assert os.stat(domain.disk_paths[0]).st_uid == 0
+    domain.start()
+    in_order(domain, definition)
+    again = kept.take(domain, "three", freeze="required")
+    assert verdict(domain, again, domain.witness()["pages"]) == ""
+
+
+def test_a_failure_puts_everything_back(
+        domain: Domain, kept: TestStore, tmp_path: Path) -> None:
+    """A save file that libvirt's QEMU refuses: the domain goes on where it stood."""
+    cut = tmp_path / "helper"
+    cut.write_text(f"""#!/bin/sh
+{helper()} "$@" || exit
+case "$*" in *libvirt*/two\\ *) for save in "$@"; do :; done; truncate -s 40000000 "$save";; esac
+""")
+    cut.chmod(0o755)
+    definition, state = domain.virsh("dumpxml", "--inactive"), domain.counts()
+    with pytest.raises(LivesnapError, match="goes on where it stood"):
+        kept.restore(domain, "two", _livesnap_helper=str(cut))
+    counts_from(domain, state["counter"], state["boot"])
+    in_order(domain, definition)
+
+
+@pytest.mark.parametrize("step", ["keep", "put"])
+def test_it_is_killed_after(domain: Domain, kept: TestStore, step: str) -> None:
+    definition, state = domain.virsh("dumpxml", "--inactive"), domain.counts()
+    with fault(f"restore-{step}", "KILL"):
+        with pytest.raises(LivesnapError, match="was killed"):
+            kept.restore(domain, "three")
+    store = str(kept.path)
+    wait(lambda: as_module(lambda: _recover.plan_recovery(store, domain.name)), 5)
+    said = as_module(lambda: _recover.recover(store, domain.name, helper()))
+    assert [line for line in said if "goes on where it stood" in line]
+    counts_from(domain, state["counter"], state["boot"])
+    in_order(domain, definition)
+
+
+def test_what_is_refused(domain: Domain, kept: TestStore) -> None:
+    def refused(words: str, **options: object) -> None:
+        with pytest.raises(LivesnapError, match=words):
+            kept.restore(domain, "three", **options)
+        assert not list(kept.path.glob("*/.restore"))
+
+    refused("cannot be reached", uri="qemu:///system?socket=/nowhere")
+    definition = domain.virsh("dumpxml", "--inactive")
+    other = domain.folder / "other.xml"
+    try:
+        for words, text in (
+                ("the definition of domain 'goes-back' has '/elsewhere'",
+                 definition.replace(str(domain.disk_paths[0]), "/elsewhere")),
+                ("names the backing file of disk 'vdb'", definition.replace(
+                    "<target dev='vdb'", "<backingStore type='file'><format type='raw'/>"
+                    "<source file='/base'/></backingStore><target dev='vdb'"))):
+            other.write_text(text)
+            domain.libvirtd.virsh("define", str(other))
+            refused(words)
+    finally:
+        other.write_text(definition)
+        domain.libvirtd.virsh("define", str(other))
+        other.unlink()
+    domain.virsh("managedsave")
+    refused("does not run, so that its present cannot be kept")
+    refused("has a managed save", keep_current=False)
+    domain.virsh("managedsave-remove")
+    # Off, and its present given up.
+    result = kept.restore(domain, "three", keep_current=False)
+    assert result["kept"] is None
+    settled(domain)
+    assert domain.counts()["intact"]
+    in_order(domain, definition)

@@ -76,11 +76,13 @@ EXAMPLES = r"""
     qmp_socket: /run/guests/web1/qmp.sock
     agent_socket: /run/guests/web1/agent.sock
 
-- name: The same of a libvirt domain, whose present nobody wants to see again
+- name: Only see whether it could go back further, and what that would do
   livesnap.qemu.livesnap_restore:
-    guest: db1
-    snapshot: before-upgrade
-    keep_current: false
+    guest: web1
+    snapshot: month-end
+    qmp_socket: /run/guests/web1/qmp.sock
+    agent_socket: /run/guests/web1/agent.sock
+  check_mode: true
 """
 
 RETURN = r"""

@@ -18,7 +18,9 @@ from ansible_collections.livesnap.qemu.plugins.module_utils._bracket.api import 
 from ansible_collections.livesnap.qemu.plugins.module_utils._errors import LivesnapError
 from ansible_collections.livesnap.qemu.plugins.module_utils._restore.command import again
 from ansible_collections.livesnap.qemu.plugins.module_utils._restore.restore import plan_restore
+from ansible_collections.livesnap.qemu.plugins.module_utils._restore.undo import lock_key
 from ansible_collections.livesnap.qemu.plugins.module_utils._store import manifest
+from ansible_collections.livesnap.qemu.plugins.module_utils._store.locks import GuestLock
 from bracket_kit import fault, living, wait
 from lab import DiskSpec, Guest, Reach
 from taking import TestStore, folder_of, helper, verdict
@@ -184,16 +186,32 @@ def test_what_an_image_has_inside_is_not_lost_unasked(going: Going) -> None:
     going.counts_from(going.counter)
 
 
+def test_another_run_is_waited_for(going: Going) -> None:
+    with GuestLock.acquire(lock_key("going"), {"guest": "going", "snapshot": "other"}, 1.0):
+        with pytest.raises(LivesnapError, match=r"on snapshot 'other' .* \(waited 0 s\)"):
+            going.store.restore(going.guest, "one", lock_timeout=0)
+
+
 def test_a_guest_that_is_off(going: Going) -> None:
+    """And a snapshot of a guest that was paused: it is paused again."""
+    with going.reach.qmp() as qmp:
+        qmp.execute("stop")
+    going.store.take(going.guest, "paused")
+    with going.reach.qmp() as qmp:
+        qmp.execute("cont")
+    counter = going.reach.counts()["counter"]
     with going.reach.qmp() as qmp:
         qmp.execute("quit")
     pid = going.pid
     assert pid is not None
     wait(lambda: not living(pid), 20)
     refused(going, "one", "does not run, so that its present cannot be kept")
-    result = going.restore("one", keep_current=False)
-    assert result["kept"] is None
-    going.counts_from(going.counter)
+    result = going.restore("paused", keep_current=False)
+    assert (result["kept"], result["running"]) == (None, False)
+    with going.reach.qmp() as qmp:
+        assert qmp.status() == "paused"
+        qmp.execute("cont")
+    going.counts_from(counter)
     two = going.store.take(going.guest, "after-off")
     assert verdict(going.guest, two, going.pages) == ""
 

@@ -100,10 +100,12 @@ def test_livesnap_recover(prepared: Controller, web1: Guest, store: Path) -> Non
 
 
 def test_livesnap_restore(prepared: Controller, web1: Guest, store: Path) -> None:
-    task = examples("modules", "livesnap_restore")[0]
-    found = run(prepared, store, [task])[task["name"]]
-    os.kill(found["pid"], signal.SIGKILL)
-    assert (store / "web1" / found["kept"]).is_dir()
+    found = run(prepared, store, examples("modules", "livesnap_restore"))
+    done, planned = found.values()
+    os.kill(done["pid"], signal.SIGKILL)
+    assert planned["pid"] == done["pid"]
+    assert (store / "web1" / done["kept"]).is_dir()
+    assert not (store / "web1" / planned["kept"]).exists()
 
 
 def test_livesnap_removes_what_it_took(prepared: Controller, web1: Guest, store: Path) -> None:

@@ -39,3 +39,14 @@ def test_goes_on_without(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, script
     monkeypatch.setattr(_scope, "_LIMIT", 0.2)
     machine(tmp_path, monkeypatch, script)
     assert not _scope.move(77, "x", "", str(tmp_path))
+
+
+def test_joins_the_group_of_the_one_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    group = tmp_path / "sys/fs/cgroup/machine/web1.scope"
+    group.mkdir(parents=True)
+    assert _scope.join(77, "/machine/web1.scope", "a guest", str(tmp_path))
+    assert (group / "cgroup.procs").read_text() == "77"
+    # Gone with its last process: a scope of its own.
+    machine(tmp_path, monkeypatch, "exit 1")
+    assert not _scope.join(77, "/machine/gone.scope", "a guest", str(tmp_path))
+    assert "livesnap-guest-77.scope" in (tmp_path / "asked").read_text()

@@ -146,7 +146,9 @@ class DomainGuest(Guest):
             if [process.pid, process.start_time] != brought and not incoming(process.argv):
                 raise RestoreError(
                     f"domain '{self.name}' runs (pid {process.pid}), and was not started by the"
-                    " restore"
+                    " restore",
+                    "end it first: what it writes is on images that go when the old ones are put"
+                    " back",
                 )
             domain.call("destroy", lambda each: each.destroy(), END_LIMIT)
 

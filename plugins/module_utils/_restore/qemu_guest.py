@@ -191,7 +191,8 @@ class QemuGuest(Guest):
         found = Start.of_process(process)
         if not command.incoming(found.argv) or not found.same_machine(self.then):
             raise RestoreError(
-                f"guest '{self.name}' runs (pid {process.pid}), and was not started by the restore"
+                f"guest '{self.name}' runs (pid {process.pid}), and was not started by the restore",
+                "end it first: what it writes is on images that go when the old ones are put back",
             )
         launch.end(process.pid, process.start_time)
 

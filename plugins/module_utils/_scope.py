@@ -49,13 +49,21 @@ def move(pid: int, name: str, description: str, root: str = "/") -> bool:
 
 
 def join(pid: int, cgroup: str, description: str, root: str = "/") -> bool:
-    """Put a process where another one was: into its control group (a path of the unified
-    hierarchy), or a scope of its own where that is gone; whether it is in the group."""
-    try:
-        path = os.path.join(root, "sys/fs/cgroup", cgroup.lstrip("/"), "cgroup.procs")
-        with open(path, "w", encoding="ascii") as file:
-            file.write(str(pid))
-    except OSError:
-        move(pid, f"livesnap-guest-{pid}", description, root)
-        return False
-    return True
+    """Put a process where another one was; whether it is there.
+
+    `cgroup` is a path of the unified hierarchy, which has a place of its own beside the old ones. A
+    group that is gone is replaced by a scope.
+    """
+    for mounted in ("sys/fs/cgroup", "sys/fs/cgroup/unified"):
+        group = os.path.join(root, mounted, cgroup.lstrip("/"))
+        # Every group of that hierarchy has it; elsewhere a write would make a file.
+        if not os.path.exists(os.path.join(group, "cgroup.controllers")):
+            continue
+        try:
+            with open(os.path.join(group, "cgroup.procs"), "r+", encoding="ascii") as file:
+                file.write(str(pid))
+        except OSError:
+            continue
+        return True
+    move(pid, f"livesnap-guest-{pid}", description, root)
+    return False

@@ -44,6 +44,8 @@ def test_goes_on_without(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, script
 def test_joins_the_group_of_the_one_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     group = tmp_path / "sys/fs/cgroup/machine/web1.scope"
     group.mkdir(parents=True)
+    for name in ("cgroup.procs", "cgroup.controllers"):
+        (group / name).touch()
     assert _scope.join(77, "/machine/web1.scope", "a guest", str(tmp_path))
     assert (group / "cgroup.procs").read_text() == "77"
     # Gone with its last process: a scope of its own.

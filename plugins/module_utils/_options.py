@@ -123,6 +123,31 @@ RECOVER: tuple[Option, ...] = (
     Option("state", "str", "recovered", ("recovered",)),
 )
 
+#: What is kept, as role retention and guests of its own may say it.
+KEEP: tuple[Option, ...] = (
+    Option("keep_last", "int", 0),
+    Option("keep_hourly", "int", 0),
+    Option("keep_daily", "int", 0),
+    Option("keep_weekly", "int", 0),
+    Option("keep_monthly", "int", 0),
+    Option("keep_yearly", "int", 0),
+    Option("keep_within", "str"),
+    Option("keep_within_hourly", "str"),
+    Option("keep_within_daily", "str"),
+    Option("keep_within_weekly", "str"),
+    Option("keep_within_monthly", "str"),
+    Option("keep_within_yearly", "str"),
+    Option("keep_labels", "list", elements="str"),
+    Option("keep_when", "str"),
+    Option("group_by", "str", "guest", ("guest", "schedule", "label")),
+    Option("timezone", "str", "UTC"),
+    Option("allow_empty", "bool", False),
+    Option("max_remove", "int", 0),
+    Option("gone", "str", "keep", ("keep", "prune")),
+)
+
+PRUNE: tuple[Option, ...] = (STORE, Option("guest", "str", role=False), *KEEP)
+
 HELPER: tuple[Option, ...] = (STATE,)
 
 MODULES: dict[str, tuple[Option, ...]] = {
@@ -130,6 +155,7 @@ MODULES: dict[str, tuple[Option, ...]] = {
     "livesnap_clone": CLONE,
     "livesnap_helper": HELPER,
     "livesnap_info": INFO,
+    "livesnap_prune": PRUNE,
     "livesnap_recover": RECOVER,
     "livesnap_restore": RESTORE,
 }

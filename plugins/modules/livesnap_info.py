@@ -63,6 +63,11 @@ snapshots:
           description: The process on the hypervisor that makes it, and since when.
           type: dict
           sample: {"pid": 4711, "since": "2026-11-23T01:00:02.100000Z"}
+    verdicts:
+      description: What later checks of the snapshot came to, the newest last.
+      type: list
+      elements: dict
+      sample: [{"at": "2026-11-23T03:00:00Z", "kind": "images", "ok": true, "detail": ""}]
     problem:
       description: Why the snapshot can't be used. Null when it can.
       type: str

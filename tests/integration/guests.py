@@ -12,6 +12,7 @@ from lab import Guest
 MODULE = "livesnap.qemu.livesnap"
 INFO = "livesnap.qemu.livesnap_info"
 CLONE = "livesnap.qemu.livesnap_clone"
+PRUNE = "livesnap.qemu.livesnap_prune"
 RECOVER = "livesnap.qemu.livesnap_recover"
 
 

@@ -24,7 +24,13 @@ def test_ansible_doc_renders_each_module(controller: Controller, name: str) -> N
 
 
 @pytest.mark.parametrize(
-    ("kind", "name"), [("filter", "slot"), ("role", "host"), ("role", "snapshot")]
+    ("kind", "name"),
+    [
+        ("filter", "slot"),
+        ("role", "host"),
+        ("role", "retention"),
+        ("role", "snapshot"),
+    ],
 )
 def test_ansible_doc_renders_the_rest(controller: Controller, kind: str, name: str) -> None:
     done = controller.command(str(VENV / "ansible-doc"), "-t", kind, f"livesnap.qemu.{name}")

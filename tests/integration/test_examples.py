@@ -99,6 +99,16 @@ def test_livesnap_recover(prepared: Controller, web1: Guest, store: Path) -> Non
     assert [each["recovered"] for each in found.values()] == [[], []]
 
 
+def test_livesnap_prune(prepared: Controller, web1: Guest, store: Path) -> None:
+    found = run(prepared, store, examples("modules", "livesnap_prune"))
+    seen, pruned = found.values()
+    names = {"disks-only", "month-end", "before-upgrade"}
+    for result in (seen, pruned):
+        assert {each["name"] for each in result["decisions"]} == names
+        assert {each["decision"] for each in result["decisions"]} == {"keep"}
+    assert "keep_labels audit" in pruned["decisions"][1]["reasons"]
+
+
 def test_livesnap_restore(prepared: Controller, web1: Guest, store: Path) -> None:
     found = run(prepared, store, examples("modules", "livesnap_restore"))
     done, planned = found.values()
@@ -124,6 +134,7 @@ def test_slot(prepared: Controller, store: Path) -> None:
     task = examples("filter", "slot")[0]
     found = run(prepared, store, [task])[task["name"]]
     assert found["msg"]["name"].endswith("Z")
+
 
 
 def test_no_block_is_left_out() -> None:

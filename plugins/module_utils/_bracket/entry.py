@@ -225,7 +225,11 @@ def plan_take(spec: SnapshotSpec) -> dict[str, Any]:
 
 def remove(spec: SnapshotSpec, apply: bool) -> dict[str, Any]:
     """state: absent. Aborts one in progress; a complete one loses its name before its files."""
-    spec = by_name(spec)
+    return remove_stored(by_name(spec), apply)
+
+
+def remove_stored(spec: SnapshotSpec, apply: bool) -> dict[str, Any]:
+    """The same of a guest by its name in the store, which may be here no more."""
     store = Store(spec.store)
     store.check()
     actions: list[str] = []

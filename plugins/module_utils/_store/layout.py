@@ -73,17 +73,13 @@ class Store:
 
     def guests(self) -> list[str]:
         """Names of the guests that have a folder."""
-        return sorted(_folders(self.root))
+        return sorted(name for name in _folders(self.root) if not name.endswith(names.PARTIAL))
 
     def entries(self, guest: str) -> tuple[list[str], list[str]]:
         """(names of complete snapshots, names of those in the making) of a guest."""
         found = _folders(self.guest(guest))
         whole = [name for name in found if not name.endswith(names.PARTIAL)]
-        making = [
-            name[: -len(names.PARTIAL)]
-            for name in found
-            if name.endswith(names.PARTIAL) and not names.problem(name[: -len(names.PARTIAL)])
-        ]
+        making = [_without_partial(name) for name in found if name.endswith(names.PARTIAL)]
         return sorted(whole), sorted(making)
 
     def check_owner(self, guest: str, uuid: Optional[str], qemu_name: Optional[str]) -> None:
@@ -168,6 +164,10 @@ class Store:
         self.discard(folder)
 
 
+def _without_partial(name: str) -> str:
+    return name[: -len(names.PARTIAL)] if name.endswith(names.PARTIAL) else name
+
+
 def _folders(path: Path) -> list[str]:
     """Names of the folders in a folder that can be guests or snapshots; [] when it is not there."""
     try:
@@ -175,7 +175,8 @@ def _folders(path: Path) -> list[str]:
             return [
                 entry.name
                 for entry in entries
-                if entry.is_dir(follow_symlinks=False) and entry.name[:1].isalnum()
+                if entry.is_dir(follow_symlinks=False)
+                and not names.problem(_without_partial(entry.name))
             ]
     except (FileNotFoundError, NotADirectoryError):
         return []

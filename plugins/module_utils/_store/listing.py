@@ -51,21 +51,28 @@ def _empty(guest: str, name: str, path: str) -> dict[str, Any]:
         guest=guest, name=name, path=path, complete=False, disks=[], restore_blockers=[]
     )
     # What cannot be judged must not be pruned.
-    found.update(labels=[], pinned=True, in_progress=None, problem=None)
+    found.update(labels=[], pinned=True, verdicts=[], in_progress=None, problem=None)
     return found
 
 
 def look(store: Store, guest: str, name: str) -> dict[str, Any]:
     """One snapshot with a complete one's name, problems included; never raises for its content."""
+    return examine(store, guest, name)[0]
+
+
+def examine(store: Store, guest: str, name: str) -> tuple[dict[str, Any], Optional[dict[str, Any]]]:
+    """The same, and its manifest, None where that cannot be used. Each file is read once."""
     path = store.snapshot(guest, name)
     found = _empty(guest, name, str(path))
+    fields: Optional[dict[str, Any]] = None
     try:
         fields = manifest.read(path)
         found.update(describe(fields, status.default(), str(path)))
-        found.update(describe(fields, status.read(path), str(path)))
+        state = status.read(path)
+        found.update(describe(fields, state, str(path)), verdicts=list(state["verdicts"]))
     except LivesnapError as err:
         found.update(complete=False, pinned=True, problem=str(err))
-    return found
+    return found, fields
 
 
 def in_progress(store: Store, guest: str, name: str) -> Optional[dict[str, Any]]:
@@ -88,6 +95,16 @@ def in_progress(store: Store, guest: str, name: str) -> Optional[dict[str, Any]]
     return None
 
 
+def look_unfinished(store: Store, guest: str, name: str) -> dict[str, Any]:
+    """One that is in the making, or was when the run that made it ended."""
+    found = _empty(guest, name, str(store.partial(guest, name)))
+    found["pinned"] = False
+    found["in_progress"] = in_progress(store, guest, name)
+    if found["in_progress"] is None:
+        found["problem"] = "left behind by a run that ended; livesnap_recover removes it"
+    return found
+
+
 def list_snapshots(store: str, guest: Optional[str] = None) -> list[dict[str, Any]]:
     """All snapshots of a store, or of one guest, newest first (docs/manifest.md).
 
@@ -98,13 +115,7 @@ def list_snapshots(store: str, guest: Optional[str] = None) -> list[dict[str, An
     for name in [guest] if guest is not None else place.guests():
         whole, making = place.entries(name)
         found += [look(place, name, each) for each in whole]
-        for each in making:
-            entry = _empty(name, each, str(place.partial(name, each)))
-            entry["pinned"] = False
-            entry["in_progress"] = in_progress(place, name, each)
-            if entry["in_progress"] is None:
-                entry["problem"] = "left behind by a run that ended; livesnap_recover removes it"
-            found.append(entry)
+        found += [look_unfinished(place, name, each) for each in making]
     # What has no time yet is newest.
     return sorted(
         found, key=lambda each: (each["created"] or "9", each["guest"], each["name"]), reverse=True

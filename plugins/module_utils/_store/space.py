@@ -1,9 +1,10 @@
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Whether a snapshot will fit."""
+"""Whether a snapshot will fit, and what one takes."""
 
 from __future__ import annotations
 
+import contextlib
 import os
 from pathlib import Path
 
@@ -30,6 +31,16 @@ def free_bytes(folder: Path) -> int:
     """What may still be written there."""
     info = os.statvfs(folder)
     return info.f_bavail * info.f_frsize
+
+
+def taken_bytes(folder: Path) -> int:
+    """What the files of a folder take of the file system; those that vanish meanwhile take none."""
+    total = 0
+    for root, _folders, others in os.walk(folder):
+        for name in others:
+            with contextlib.suppress(FileNotFoundError):
+                total += os.lstat(os.path.join(root, name)).st_blocks * 512
+    return total
 
 
 def check(folder: Path, memory: int, disks: int) -> None:

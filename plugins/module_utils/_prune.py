@@ -1,0 +1,299 @@
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Applies a policy to a store: reads it, decides, and removes what no reason keeps.
+
+Each snapshot is removed as `state: absent` of module livesnap does it, after another look at it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from datetime import datetime, timezone, tzinfo
+from typing import Any, Mapping, Optional
+
+from ansible_collections.livesnap.qemu.plugins.module_utils import _deps, _recover
+from ansible_collections.livesnap.qemu.plugins.module_utils._bracket import entry
+from ansible_collections.livesnap.qemu.plugins.module_utils._bracket.spec import SnapshotSpec
+from ansible_collections.livesnap.qemu.plugins.module_utils._changes import Changes
+from ansible_collections.livesnap.qemu.plugins.module_utils._errors import (
+    LivesnapError,
+    RefusedError,
+)
+from ansible_collections.livesnap.qemu.plugins.module_utils._guest.presence import why_gone
+from ansible_collections.livesnap.qemu.plugins.module_utils._retention import table
+from ansible_collections.livesnap.qemu.plugins.module_utils._retention.decide import (
+    KEEP,
+    REMOVE,
+    Decision,
+    decide,
+    needed_by,
+    removal_order,
+)
+from ansible_collections.livesnap.qemu.plugins.module_utils._retention.periods import Calendar
+from ansible_collections.livesnap.qemu.plugins.module_utils._retention.policy import Policy
+from ansible_collections.livesnap.qemu.plugins.module_utils._retention.rules import Reason
+from ansible_collections.livesnap.qemu.plugins.module_utils._retention.snapshot import (
+    Snapshot,
+    snapshot_of,
+)
+from ansible_collections.livesnap.qemu.plugins.module_utils._store import (
+    listing,
+    names,
+    rundir,
+    space,
+)
+from ansible_collections.livesnap.qemu.plugins.module_utils._store.layout import Store
+from ansible_collections.livesnap.qemu.plugins.module_utils._zones import zone_of
+
+
+@dataclass(frozen=True)
+class PruneRequest:
+    """What module livesnap_prune is asked for, checked."""
+
+    store: str
+    guest: Optional[str]
+    policy: Policy
+    zone: tzinfo
+    #: A JMESPath expression; '' is none.
+    when: str = ""
+    #: How many may go at most, 0 without a limit.
+    max_remove: int = 0
+    keep_gone: bool = True
+    helper: str = ""
+
+    @classmethod
+    def of(cls, params: Mapping[str, Any]) -> PruneRequest:
+        """From the module's parameters; RefusedError for what makes no sense."""
+        if params["guest"] is not None:
+            names.check(params["guest"], "guest")
+        if params["max_remove"] < 0:
+            raise RefusedError(
+                f"max_remove '{params['max_remove']}' is negative", "0 is no limit", "policy"
+            )
+        return cls(
+            store=params["store"],
+            guest=params["guest"],
+            policy=Policy.of(params),
+            zone=zone_of(params["timezone"]),
+            when=params["keep_when"] or "",
+            max_remove=params["max_remove"],
+            keep_gone=params["gone"] == "keep",
+            helper=params["_livesnap_helper"] or "",
+        )
+
+
+@dataclass
+class Found:
+    """What was read of a store."""
+
+    facts: dict[str, Snapshot] = field(default_factory=dict)
+    #: By the same keys: `id` and `created` as livesnap_info has them.
+    told: dict[str, dict[str, Optional[str]]] = field(default_factory=dict)
+    #: {guest, why} of the guests that are not here.
+    gone: list[dict[str, str]] = field(default_factory=list)
+
+
+def prune(request: PruneRequest, apply: bool) -> dict[str, Any]:
+    """Decide, and remove if `apply`; what module livesnap_prune returns.
+
+    Raises LivesnapError, with what is known in its `result`, when nothing may be removed, or when
+    something that should have been could not; all else has been done then.
+    """
+    store = Store(request.store)
+    store.check()
+    condition = _compiled(request.when)
+    run = _Run(request, store)
+    run.recover(apply)
+    found = read(request, store, condition)
+    now = datetime.now(timezone.utc)
+    decisions = decide(found.facts.values(), request.policy, Calendar(request.zone), now)
+    run.begin(found, decisions)
+    order = removal_order(decisions)
+    if request.max_remove and len(order) > request.max_remove:
+        raise RefusedError(
+            f"{len(order)} snapshots would be removed, more than max_remove"
+            f" {request.max_remove}: none was",
+            "look at the decisions; if they are right, raise max_remove",
+            "max_remove",
+            run.result(),
+        )
+    for each in order:
+        run.remove(each, apply)
+    if run.failures:
+        raise LivesnapError(
+            f"pruning is not complete: {'; '.join(run.failures)}",
+            "remove the cause and prune again: what could be removed is",
+            run.result(),
+        )
+    return run.result()
+
+
+def _compiled(expression: str) -> Any:
+    if not expression:
+        return None
+    try:
+        return _deps.jmespath.compile(expression)
+    except _deps.jmespath.exceptions.JMESPathError as err:
+        raise RefusedError(
+            f"keep_when '{expression}' is not a JMESPath expression: {err}", reason="policy"
+        ) from None
+
+
+def read(request: PruneRequest, store: Store, condition: Any) -> Found:
+    """The facts about all snapshots, each file of the store read once."""
+    found = Found()
+    for guest in [request.guest] if request.guest is not None else store.guests():
+        newest: Optional[dict[str, Any]] = None
+        whole, making = store.entries(guest)
+        facts = [snapshot_of(listing.look_unfinished(store, guest, name)) for name in making]
+        clones = (rundir.root() / "clone" / guest).is_dir()
+        for name in whole:
+            info, fields = listing.examine(store, guest, name)
+            if fields is not None and (newest is None or newest["created"] < fields["created"]):
+                newest = fields
+            standing = entry.clones_of(store, guest, name) if clones else []
+            held = f"clones stand on it: {', '.join(standing)}" if standing else ""
+            wanted = info["complete"] and _is_wanted(condition, request.when, info)
+            facts.append(snapshot_of(info, wanted=wanted, held=held))
+            found.told[facts[-1].key] = {"id": info["id"], "created": info["created"]}
+        why = why_gone(newest) if newest is not None else ""
+        if why:
+            found.gone.append({"guest": guest, "why": why})
+            if request.keep_gone:
+                facts = [replace(each, held=f"its guest is gone: {why}") for each in facts]
+        found.facts.update((each.key, each) for each in facts)
+    return found
+
+
+def _is_wanted(condition: Any, expression: str, info: dict[str, Any]) -> bool:
+    if condition is None:
+        return False
+    try:
+        value = condition.search(info)
+    except _deps.jmespath.exceptions.JMESPathError as err:
+        raise RefusedError(
+            f"keep_when '{expression}' does not fit snapshot '{info['name']}' of guest"
+            f" '{info['guest']}': {err}",
+            reason="policy",
+        ) from None
+    # As JMESPath itself judges: 0 is true.
+    return value is not None and value is not False and value not in ("", [], {})
+
+
+class _Run:
+    """What is done to a store, and what came of each snapshot."""
+
+    def __init__(self, request: PruneRequest, store: Store) -> None:
+        self.request = request
+        self.store = store
+        self.changes = Changes()
+        self.failures: list[str] = []
+        self.found = Found()
+        self.decisions: dict[str, Decision] = {}
+        self.freed: dict[str, int] = {}
+        self.removed: set[str] = set()
+        self.errors: dict[str, str] = {}
+
+    def recover(self, apply: bool) -> None:
+        """First what earlier runs left: a snapshot that lost its name, and not all of its files."""
+        store, guest = self.request.store, self.request.guest
+        try:
+            self.changes.recover(
+                _recover.recover(store, guest, self.request.helper)
+                if apply
+                else _recover.plan_recovery(store, guest)
+            )
+        except LivesnapError as err:
+            self.changes.recover(err.result.get("recovered", []))
+            self.failures.append(str(err))
+
+    def begin(self, found: Found, decisions: list[Decision]) -> None:
+        """What was decided."""
+        self.found = found
+        self.decisions = {each.snapshot.key: each for each in decisions}
+        for key, each in self.decisions.items():
+            if each.decision == REMOVE:
+                folder = self.store.snapshot(each.snapshot.guest, each.snapshot.name)
+                self.freed[key] = space.taken_bytes(folder)
+
+    def remove(self, each: Snapshot, apply: bool) -> None:
+        """Remove one, if nothing spared it meanwhile."""
+        if self.decisions[each.key].decision != REMOVE or each.key in self.errors:
+            return
+        if not self.store.exists(each.guest, each.name):
+            # Somebody else removed it.
+            return
+        spared = self._look_again(each)
+        if spared:
+            self._spare(each, spared)
+            return
+        spec = SnapshotSpec(
+            guest=each.guest, name=each.name, store=self.request.store, helper=self.request.helper
+        )
+        try:
+            done = entry.remove_stored(spec, apply)
+        except LivesnapError as err:
+            self._failed(each, str(err))
+            return
+        self.changes.recover(done["recovered"] if apply else [])
+        self.removed.add(each.key)
+        self.changes.add(
+            f"removed snapshot '{each.name}' of guest '{each.guest}'", each.key, "present", "absent"
+        )
+
+    def _look_again(self, each: Snapshot) -> str:
+        """Why it stays after all: others may have been at work, and a long run takes hours."""
+        info = listing.look(self.store, each.guest, each.name)
+        if info["problem"]:
+            return str(info["problem"])
+        if info["id"] != self.found.told[each.key]["id"]:
+            return "it is another one than before"
+        return "pinned meanwhile" if info["pinned"] else ""
+
+    def _spare(self, each: Snapshot, why: str) -> None:
+        self.decisions[each.key] = Decision(each, KEEP, (Reason("spared", why),))
+        for needed in self._needed(each):
+            self.decisions[needed.key] = Decision(
+                needed, KEEP, (Reason("needed", f"'{each.name}' needs it"),)
+            )
+
+    def _failed(self, each: Snapshot, why: str) -> None:
+        self.failures.append(why)
+        self.errors[each.key] = why
+        for needed in self._needed(each):
+            self.errors[needed.key] = f"'{each.name}', which is still there, needs it"
+
+    def _needed(self, each: Snapshot) -> list[Snapshot]:
+        """What one that stays needs, of those that were to be removed."""
+        keys = needed_by(each.key, self.found.facts)
+        decisions = [found for key, found in self.decisions.items() if key in keys]
+        return [found.snapshot for found in decisions if found.decision == REMOVE]
+
+    def result(self) -> dict[str, Any]:
+        """What the module returns."""
+        text = table.lines([self._row(each) for each in self.decisions.values()])
+        return {
+            **self.changes.result(),
+            "diff": {"prepared": "\n".join([*text, ""])},
+            "table": text,
+            "decisions": [self._told(each) for each in self.decisions.values()],
+            "freed_bytes": sum(self.freed[key] for key in self.removed),
+            "gone": self.found.gone,
+        }
+
+    def _row(self, each: Decision) -> tuple[str, ...]:
+        key = each.snapshot.key
+        return table.row(each, self.freed.get(key), self.errors.get(key, ""))
+
+    def _told(self, each: Decision) -> dict[str, Any]:
+        key = each.snapshot.key
+        return {
+            "guest": each.snapshot.guest,
+            "name": each.snapshot.name,
+            **self.found.told.get(key, {"id": None, "created": None}),
+            "decision": each.decision,
+            "reasons": [reason.text for reason in each.reasons],
+            "freed_bytes": self.freed[key] if each.decision == REMOVE else 0,
+            "removed": key in self.removed,
+            "error": self.errors.get(key),
+        }

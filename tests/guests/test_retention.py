@@ -1,0 +1,126 @@
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Pruning snapshots of a real guest that works, is snapshotted meanwhile, is off, and is gone."""
+
+from __future__ import annotations
+
+import functools
+import subprocess
+import threading
+import time
+from typing import Any
+
+from ansible_collections.livesnap.qemu.plugins.module_utils import _prune
+from ansible_collections.livesnap.qemu.plugins.module_utils._options import argument_spec
+from ansible_collections.livesnap.qemu.plugins.module_utils._store import listing
+from ansible_collections.livesnap.qemu.plugins.module_utils._store.layout import Store
+from lab import Guest
+from taking import TestStore, as_module, folder_of, helper, verdict
+
+
+def prune(store: TestStore, apply: bool = True, **options: Any) -> dict[str, Any]:
+    """What module livesnap_prune does with these options."""
+    spec = argument_spec("livesnap_prune")
+    params = {name: about.get("default") for name, about in spec.items()}
+    given = {**params, "store": str(store.path), "_livesnap_helper": helper(), **options}
+    return _prune.prune(_prune.PruneRequest.of(given), apply)
+
+
+def decided(result: dict[str, Any]) -> dict[str, str]:
+    return {each["name"]: each["decision"] for each in result["decisions"]}
+
+
+def names(store: TestStore, guest: Guest) -> list[str]:
+    return Store(str(store.path)).entries(guest.options.name)[0]
+
+
+def test_what_is_kept_restores_and_verifies(store: TestStore) -> None:
+    with Guest(name="pruned", memory=192) as guest:
+        pages = guest.witness()["pages"]
+        taken = {
+            "first": store.take(guest, "first", freeze="never"),
+            "audit": store.take(guest, "audit", freeze="never", labels=["audit"]),
+            "torn": store.take(guest, "torn", freeze="never", memory=False),
+            "third": store.take(guest, "third", freeze="never"),
+            "pinned": store.take(guest, "pinned", freeze="never", pinned=True),
+            "frozen": store.take(guest, "frozen"),
+        }
+        torn = folder_of(taken["torn"]) / "manifest.json"
+        torn.write_bytes(torn.read_bytes() + b"\n")
+        before = {str(path) for path in torn.parent.rglob("*")}
+        # One is in the making while the others are pruned.
+        making = threading.Thread(
+            target=lambda: taken.update(
+                last=store.take(
+                    guest, "last", freeze="never", compression="none", bandwidth=24 << 20
+                )
+            )
+        )
+        making.start()
+        place = Store(str(store.path))
+        end = time.monotonic() + 30
+        while listing.in_progress(place, "pruned", "last") is None:
+            assert time.monotonic() < end and making.is_alive()
+            time.sleep(0.05)
+        policy: dict[str, Any] = {"keep_last": 1, "keep_labels": ["audit"]}
+        predicted = prune(store, apply=False, **policy)
+        done = prune(store, **policy)
+        assert making.is_alive(), "it was to be in the making during all of this"
+        assert (
+            decided(done)
+            == decided(predicted)
+            == {
+                "last": "leave",
+                "torn": "leave",
+                "frozen": "keep",
+                "pinned": "keep",
+                "third": "remove",
+                "audit": "keep",
+                "first": "remove",
+            }
+        )
+        assert done["gone"] == []
+        assert done["freed_bytes"] > 1 << 20
+        making.join(60)
+        assert {str(path) for path in torn.parent.rglob("*")} == before
+        kept = ["audit", "frozen", "last", "pinned"]
+        assert names(store, guest) == sorted([*kept, "torn"])
+        for name in kept:
+            folder = folder_of(taken[name])
+            subprocess.run(
+                [helper(), "verify", str(folder)], check=True, capture_output=True, timeout=120
+            )
+            assert verdict(guest, taken[name], pages) == ""
+        boot = guest.counts()["boot"]
+        for name in kept[:2]:
+            with store.clone(guest, name) as clone:
+                assert clone.counts()["boot"] == boot
+                # What it stands on stays, whatever the policy says.
+                held = prune(store, keep_labels=["none"], allow_empty=True, apply=False)
+                assert decided(held)[name] == "keep"
+        guest.counts()
+        guest.shut_down()
+        off = prune(store, keep_last=1)
+        assert off["gone"] == []
+        assert names(store, guest) == ["last", "pinned", "torn"]
+    gone = prune(store, keep_labels=["none"], allow_empty=True)
+    assert [each["guest"] for each in gone["gone"]] == ["pruned"]
+    assert names(store, guest) == ["last", "pinned", "torn"]
+    prune(store, keep_labels=["none"], allow_empty=True, gone="prune")
+    assert names(store, guest) == ["pinned", "torn"]
+
+
+def test_a_domain_is_gone_when_it_is_undefined(store: TestStore, make_domain: Any) -> None:
+    domain = make_domain(name="pruneddomain", memory=128)
+    for name in ("one", "two"):
+        as_module(functools.partial(store.take, domain, name, freeze="never"))
+    policy: dict[str, Any] = {"keep_last": 1}
+    assert as_module(lambda: prune(store, apply=False, **policy))["gone"] == []
+    domain.shut_down()
+    assert as_module(lambda: prune(store, apply=False, **policy))["gone"] == []
+    domain.stop()
+    left = as_module(lambda: prune(store, **policy))
+    assert f"no domain '{domain.uuid}'" in left["gone"][0]["why"]
+    assert decided(left) == {"two": "keep", "one": "keep"}
+    done = as_module(lambda: prune(store, gone="prune", **policy))
+    assert decided(done) == {"two": "keep", "one": "remove"}

@@ -26,6 +26,7 @@ def test_ansible_doc_renders_each_module(controller: Controller, name: str) -> N
 @pytest.mark.parametrize(
     ("kind", "name"),
     [
+        ("filter", "simulate"),
         ("filter", "slot"),
         ("role", "host"),
         ("role", "retention"),

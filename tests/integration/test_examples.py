@@ -136,6 +136,11 @@ def test_slot(prepared: Controller, store: Path) -> None:
     assert found["msg"]["name"].endswith("Z")
 
 
+def test_simulate(prepared: Controller, store: Path) -> None:
+    task = examples("filter", "simulate")[0]
+    found = run(prepared, store, [task])[task["name"]]
+    assert found["msg"][0] == "168 snapshots taken, 12 left at the end, 12 at most"
+
 
 def test_no_block_is_left_out() -> None:
     tested = {name.removeprefix("test_") for name in globals() if name.startswith("test_livesnap")}

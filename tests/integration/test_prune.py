@@ -1,9 +1,10 @@
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Playbook prune.yml, as users run it."""
+"""Playbooks prune.yml and simulate.yml, as users run them."""
 
 from __future__ import annotations
 
+import xml.etree.ElementTree as ET
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -92,3 +93,16 @@ def test_policies_of_host_and_guest(prepared: Controller, store: Path) -> None:
     wrong = prune(prepared, store, livesnap_retention_guests=[{"name": "web1", "keep_lats": 1}])
     assert wrong.code != 0
     assert "keep_lats" in wrong.text
+
+
+def test_simulation_touches_no_host(controller: Controller, tmp_path: Path) -> None:
+    # Nobody has this address (RFC 5737): a connection would fail.
+    nowhere = {"hosts": {name: {
+        "ansible_host": "192.0.2.1", "livesnap_keep_hourly": 24, "livesnap_keep_monthly": 24,
+        "livesnap_timezone": "Europe/Berlin"} for name in ("hv1", "hv2")}}  # fmt: skip
+    picture = tmp_path / "kept.svg"
+    options = ("-e", "simulate_start=20250101T0000Z", "-e", f"simulate_svg={picture}")
+    run = controller.playbook(nowhere, "livesnap.qemu.simulate", *options).good()
+    assert run.text.count("8760 snapshots taken, ") == 1
+    assert "keep_monthly (the oldest)" in run.text
+    assert len(ET.fromstring(picture.read_text()).findall("{*}circle")) > 30

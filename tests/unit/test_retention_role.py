@@ -1,6 +1,6 @@
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Role retention says the same of a policy as the one table of options."""
+"""Role retention and playbook simulate.yml say the same of a policy as the one table of options."""
 
 from __future__ import annotations
 
@@ -49,3 +49,11 @@ def test_the_role_hands_every_option_to_the_module() -> None:
             continue
         shown = repr(option.default) if option.type == "str" else str(option.default).lower()
         assert defaults[f"retention_{name}"] == f"{{{{ livesnap_{name} | default({shown}) }}}}"
+
+
+def test_the_simulation_is_given_every_rule() -> None:
+    (play,) = yaml.safe_load((REPO / "playbooks" / "simulate.yml").read_text())
+    rules = {name for name in KEEP if name.startswith("keep_")} - {"keep_when"}
+    assert set(play["vars"]["simulate_policy"]) == rules | {"group_by"}
+    for name, value in play["vars"]["simulate_policy"].items():
+        assert f"livesnap_{name} | default(" in value

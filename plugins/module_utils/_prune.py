@@ -13,7 +13,6 @@ from typing import Any, Mapping, Optional
 
 from ansible_collections.livesnap.qemu.plugins.module_utils import _deps, _recover
 from ansible_collections.livesnap.qemu.plugins.module_utils._bracket import entry
-from ansible_collections.livesnap.qemu.plugins.module_utils._bracket.spec import SnapshotSpec
 from ansible_collections.livesnap.qemu.plugins.module_utils._changes import Changes
 from ansible_collections.livesnap.qemu.plugins.module_utils._errors import (
     LivesnapError,
@@ -227,19 +226,13 @@ class _Run:
         if spared:
             self._spare(each, spared)
             return
-        spec = SnapshotSpec(
-            guest=each.guest, name=each.name, store=self.request.store, helper=self.request.helper
-        )
         try:
-            done = entry.remove_stored(spec, apply)
+            action = entry.remove_complete(self.store, each.guest, each.name, apply)
         except LivesnapError as err:
             self._failed(each, str(err))
             return
-        self.changes.recover(done["recovered"] if apply else [])
         self.removed.add(each.key)
-        self.changes.add(
-            f"removed snapshot '{each.name}' of guest '{each.guest}'", each.key, "present", "absent"
-        )
+        self.changes.add(action, each.key, "present", "absent")
 
     def _look_again(self, each: Snapshot) -> str:
         """Why it stays after all: others may have been at work, and a long run takes hours."""

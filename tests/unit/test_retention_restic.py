@@ -189,7 +189,7 @@ def test_any_set_is_kept_as_restic_keeps_it(
     counted: collections.Counter[str] = collections.Counter()
 
     @settings(max_examples=rounds(250, 5000), deadline=None, database=None)
-    @given(st.data(), st.sampled_from(ZONES), st.booleans(), st.integers(1, rounds(4, 50)))
+    @given(st.data(), st.sampled_from(ZONES), st.booleans(), st.integers(1, rounds(4, 12)))
     def check(data: st.DataObject, zone: str, labelled: bool, number: int) -> None:
         chosen = data.draw(policies(labelled))
         repository, sets = repositories.random(zone, labelled, number)

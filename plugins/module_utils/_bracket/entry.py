@@ -225,11 +225,7 @@ def plan_take(spec: SnapshotSpec) -> dict[str, Any]:
 
 def remove(spec: SnapshotSpec, apply: bool) -> dict[str, Any]:
     """state: absent. Aborts one in progress; a complete one loses its name before its files."""
-    return remove_stored(by_name(spec), apply)
-
-
-def remove_stored(spec: SnapshotSpec, apply: bool) -> dict[str, Any]:
-    """The same of a guest by its name in the store, which may be here no more."""
+    spec = by_name(spec)
     store = Store(spec.store)
     store.check()
     actions: list[str] = []
@@ -246,25 +242,30 @@ def remove_stored(spec: SnapshotSpec, apply: bool) -> dict[str, Any]:
     before: Optional[dict[str, Any]] = None
     if store.exists(spec.guest, spec.name):
         before = listing.look(store, spec.guest, spec.name)
-        clones = clones_of(store, spec.guest, spec.name)
-        if clones:
-            raise RefusedError(
-                f"snapshot '{spec.name}' of guest '{spec.guest}' cannot be removed: running clones"
-                f" stand on its images: {', '.join(clones)}",
-                "remove them first (livesnap_clone, state: absent)",
-                "clones",
-            )
-        if restore_undo.needs(spec.store, spec.guest, spec.name):
-            raise RefusedError(
-                f"snapshot '{spec.name}' of guest '{spec.guest}' cannot be removed: a restore of"
-                " that guest needs it",
-                "wait for its end; livesnap_recover ends one that was cut short",
-                "restore",
-            )
-        actions.append(f"removed snapshot '{spec.name}' of guest '{spec.guest}'")
-        if apply:
-            store.remove(spec.guest, spec.name)
+        actions.append(remove_complete(store, spec.guest, spec.name, apply))
     return result(before, actions, recovered, [], (_PRESENT if actions else _ABSENT, _ABSENT))
+
+
+def remove_complete(store: Store, guest: str, name: str, apply: bool) -> str:
+    """Remove one that has its name, if nothing stands on it; says so in a sentence."""
+    clones = clones_of(store, guest, name)
+    if clones:
+        raise RefusedError(
+            f"snapshot '{name}' of guest '{guest}' cannot be removed: running clones"
+            f" stand on its images: {', '.join(clones)}",
+            "remove them first (livesnap_clone, state: absent)",
+            "clones",
+        )
+    if restore_undo.needs(str(store.root), guest, name):
+        raise RefusedError(
+            f"snapshot '{name}' of guest '{guest}' cannot be removed: a restore of that guest"
+            " needs it",
+            "wait for its end; livesnap_recover ends one that was cut short",
+            "restore",
+        )
+    if apply:
+        store.remove(guest, name)
+    return f"removed snapshot '{name}' of guest '{guest}'"
 
 
 def clones_of(store: Store, guest: str, name: str) -> list[str]:

@@ -99,11 +99,10 @@ def read_regular(path: Path, limit: int) -> bytes:
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found: dict[str, Any] = {}
-    for key, value in pairs:
-        if key in found:
-            raise ValueError(f"key '{key}' occurs twice")
-        found[key] = value
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        keys = [key for key, _value in pairs]
+        raise ValueError(f"key '{next(key for key in keys if keys.count(key) > 1)}' occurs twice")
     return found
 
 

@@ -229,7 +229,9 @@ class _Run:
         try:
             action = entry.remove_complete(self.store, each.guest, each.name, apply)
         except LivesnapError as err:
-            self._failed(each, str(err))
+            # Another prune may have been faster.
+            if not isinstance(err.__cause__, FileNotFoundError):
+                self._failed(each, str(err))
             return
         self.removed.add(each.key)
         self.changes.add(action, each.key, "present", "absent")

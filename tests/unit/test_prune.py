@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import collections
+import multiprocessing
 import os
 import signal
 from collections.abc import Callable
@@ -314,6 +315,30 @@ def test_a_domain_is_gone_when_libvirt_does_not_know_it(monkeypatch: pytest.Monk
 
         monkeypatch.setattr(presence.Domain, "find", find)
         assert presence.why_gone({**fields(), "domain": domain}) == said
+
+
+def test_two_at_once_remove_each_snapshot_once(store: Store, tmp_path: Path) -> None:
+    for number in range(60):
+        put(store, f"s{number}", number + 1)
+    start = multiprocessing.Barrier(3)
+
+    def work(name: str) -> None:
+        start.wait()
+        files.write_json(tmp_path / name, prune(store, keep_last=5))
+
+    others = [multiprocessing.Process(target=work, args=(name,)) for name in "abc"]
+    for each in others:
+        each.start()
+    for each in others:
+        each.join()
+    assert [each.exitcode for each in others] == [0, 0, 0]
+    assert names(store) == sorted(f"s{number}" for number in range(5))
+    assert store.entries("web1")[1] == []
+    removed = [
+        each["name"] for name in "abc"
+        for each in files.read_object(tmp_path / name)["decisions"] if each["removed"]
+    ]  # fmt: skip
+    assert len(removed) == len(set(removed))
 
 
 def die_at(step: int) -> None:

@@ -20,7 +20,7 @@
 #endif
 
 /* A file on a disk: a quarter with content, and a hole. */
-static int disk_file(void)
+static int disk_file(const char *test)
 {
     static uint8_t page[LAB_PAGE];
     char path[] = "/var/tmp/livesnap-test-XXXXXX";
@@ -32,7 +32,7 @@ static int disk_file(void)
     assert_int_equal(fstatfs(fd, &fs), 0);
     if (fs.f_type == TMPFS_MAGIC) {
         close(fd);
-        print_message("SKIP: /var/tmp is not on a disk\n");
+        print_message("SKIP %s: /var/tmp is not on a disk\n", test);
         skip();
     }
     assert_int_equal(ftruncate(fd, SIZE), 0);
@@ -44,10 +44,10 @@ static int disk_file(void)
 }
 
 /* Written to by the target, but for some pages, which stay what the file has there. */
-static int add_disk(struct lab *l, bool shared)
+static int add_disk(struct lab *l, bool shared, const char *test)
 {
     struct lab_block *b = &l->block[l->blocks++];
-    int fd = disk_file();
+    int fd = disk_file(test);
 
     b->at = mmap(NULL, SIZE, PROT_READ | PROT_WRITE, shared ? MAP_SHARED : MAP_PRIVATE, fd, 0);
     assert_ptr_not_equal(b->at, MAP_FAILED);
@@ -77,7 +77,7 @@ static uint64_t blocks_of(int fd)
     return (uint64_t)st.st_blocks;
 }
 
-static void whatever_it_is_made_of(bool old_pagemap)
+static void whatever_it_is_made_of(bool old_pagemap, const char *test)
 {
     struct lab l = {0};
     uint64_t in_file, rounds;
@@ -86,8 +86,8 @@ static void whatever_it_is_made_of(bool old_pagemap)
 
     lab_add(&l, 24 << 20, false, false);
     lab_add(&l, 8 << 20, true, false);
-    own = add_disk(&l, false);
-    file = add_disk(&l, true);
+    own = add_disk(&l, false, test);
+    file = add_disk(&l, true, test);
     lab_start(&l, true);
     while (atomic_load(&l.words->rounds) < LAB_WRITERS)
         usleep(100);
@@ -121,13 +121,13 @@ static void whatever_it_is_made_of(bool old_pagemap)
 static void every_kind(void **state)
 {
     (void)state;
-    whatever_it_is_made_of(false);
+    whatever_it_is_made_of(false, __func__);
 }
 
 static void every_kind_by_the_old_pagemap(void **state)
 {
     (void)state;
-    whatever_it_is_made_of(true);
+    whatever_it_is_made_of(true, __func__);
 }
 
 /* Without a reservation, which would be the parent's and not the target's own. */
@@ -160,7 +160,7 @@ static void huge_pages(void **state)
     if (!why && !ls_pagemap_have_scan())
         why = "before Linux 6.7 private ones must be in memory as a whole";
     if (why) {
-        print_message("SKIP: %s\n", why);
+        print_message("SKIP %s: %s\n", __func__, why);
         skip();
     }
     add_hugetlb(&l, true);
@@ -188,6 +188,20 @@ static void huge_pages(void **state)
     hugepages_give_back();
 }
 
+/* A userfaultfd is made by the target itself. */
+static int setup(void **state)
+{
+    int fd = (int)syscall(SYS_userfaultfd, O_CLOEXEC);
+
+    (void)state;
+    if (fd < 0 || geteuid() != 0) {
+        print_message("SKIP test_capture_still: needs root and userfaultfd\n");
+        exit(0);
+    }
+    close(fd);
+    return 0;
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -196,5 +210,5 @@ int main(void)
         cmocka_unit_test(huge_pages),
     };
 
-    return cmocka_run_group_tests(tests, NULL, NULL);
+    return cmocka_run_group_tests(tests, setup, NULL);
 }

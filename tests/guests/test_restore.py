@@ -72,10 +72,10 @@ class Going:
         assert not (self.store.path / self.guest.options.name / ".restore").exists()
 
     def end(self) -> None:
-        """Its QEMU is not a child of this process."""
-        if self.pid is not None and living(self.pid):
-            os.kill(self.pid, signal.SIGKILL)
-            pid = self.pid
+        """Its QEMU is no child of this process, and after a failed test not the one last seen."""
+        with contextlib.suppress(IndexError):
+            pid = listener(self.guest.qmp_path)
+            os.kill(pid, signal.SIGKILL)
             wait(lambda: not living(pid), 10)
 
 

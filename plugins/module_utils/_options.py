@@ -47,6 +47,7 @@ class Option:
 GUEST = Option("guest", "str", required=True, role=False)
 NAME = Option("name", "str", required=True, role=False)
 STORE = Option("store", "path", DEFAULT_STORE)
+URI = Option("uri", "str", "qemu:///system")
 STATE = Option("state", "str", "present", ("present", "absent"), role=False)
 
 DISKS = Option(
@@ -66,7 +67,7 @@ SNAPSHOT: tuple[Option, ...] = (
     STORE,
     Option("qmp_socket", "path"),
     Option("agent_socket", "path"),
-    Option("uri", "str", "qemu:///system"),
+    URI,
     Option("memory", "bool", True),
     Option("engine", "str", "auto", ("auto", "uffd", "qemu", "pause")),
     Option("allow_pause", "bool", False),
@@ -150,10 +151,28 @@ PRUNE: tuple[Option, ...] = (STORE, Option("guest", "str", role=False), *KEEP)
 
 HELPER: tuple[Option, ...] = (STATE,)
 
+HOST_INFO: tuple[Option, ...] = (
+    STORE,
+    URI,
+    Option(
+        "guests",
+        "list",
+        elements="dict",
+        suboptions=(
+            Option("name", "str", required=True),
+            Option("qmp_socket", "path", required=True),
+            Option("agent_socket", "path"),
+        ),
+    ),
+    Option("select", "str"),
+    Option("preflight", "bool", True),
+)
+
 MODULES: dict[str, tuple[Option, ...]] = {
     "livesnap": SNAPSHOT,
     "livesnap_clone": CLONE,
     "livesnap_helper": HELPER,
+    "livesnap_host_info": HOST_INFO,
     "livesnap_info": INFO,
     "livesnap_prune": PRUNE,
     "livesnap_recover": RECOVER,

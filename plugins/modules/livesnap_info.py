@@ -90,6 +90,7 @@ from ansible.module_utils.basic import AnsibleModule
 from ..module_utils import _deps
 from ..module_utils._errors import LivesnapError
 from ..module_utils._options import argument_spec
+from ..module_utils._query import search
 from ..module_utils._store.listing import list_snapshots
 
 
@@ -101,15 +102,10 @@ def main() -> NoReturn:
     result: dict[str, Any] = {"changed": False}
     try:
         result["snapshots"] = list_snapshots(module.params["store"], module.params["guest"])
+        if query is not None:
+            result["query_result"] = search("query", query, result["snapshots"], "the snapshots")
     except LivesnapError as error:
         module.fail_json(msg=str(error), **error.result)
-    if query is not None:
-        try:
-            result["query_result"] = _deps.jmespath.search(query, result["snapshots"])
-        except _deps.jmespath.exceptions.JMESPathError as error:
-            module.fail_json(
-                msg=f"query '{query}' is not a JMESPath expression that fits the snapshots: {error}"
-            )
     module.exit_json(**result)
 
 

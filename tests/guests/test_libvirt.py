@@ -12,6 +12,7 @@ import time
 import xml.etree.ElementTree as ET
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from ansible_collections.livesnap.qemu.plugins.module_utils._bracket.api import (
@@ -19,8 +20,12 @@ from ansible_collections.livesnap.qemu.plugins.module_utils._bracket.api import 
     remove_snapshot,
 )
 from ansible_collections.livesnap.qemu.plugins.module_utils._errors import LivesnapError
+from ansible_collections.livesnap.qemu.plugins.module_utils._host.info import (
+    HostRequest,
+    describe,
+)
 from lab import DiskSpec, Domain, Libvirtd, QmpError
-from taking import TestStore, as_module, export, folder_of, images_of, verdict
+from taking import TestStore, as_module, export, folder_of, helper, images_of, verdict
 
 
 @pytest.fixture(scope="module")
@@ -83,6 +88,36 @@ def test_check_mode_touches_nothing(domain: Domain, store: TestStore) -> None:
     assert view(domain) == before and not list(store.path.iterdir())
 
 
+def possible(domain: Domain, where: Path) -> dict[str, Any]:
+    """What is told of a domain beforehand."""
+    request = HostRequest(str(where), domain.libvirtd.uri, helper())
+    found = as_module(lambda: describe(request))["guests"]
+    return next(dict(each) for each in found if each["name"] == domain.name)
+
+
+def test_what_is_possible_is_told_beforehand(domain: Domain, store: TestStore) -> None:
+    before = view(domain)
+    told = possible(domain, store.path)
+    assert (told["uuid"], told["state"], told["problem"]) == (domain.uuid, "running", None)
+    assert told["memory_bytes"] == domain.options.memory << 20
+    assert told["engines"]["uffd"] == told["schemes"]["backup"] == {
+        "possible": True, "reasons": []}
+    assert told["freeze"] == {"possible": True, "reason": None}
+    assert told["restore_blockers"] == []
+    hidden = store.path / "hidden"
+    (hidden / "store").mkdir(parents=True)
+    hidden.chmod(0o700)
+    domain.virsh("suspend")
+    try:
+        told = possible(domain, hidden / "store")
+    finally:
+        domain.virsh("resume")
+    assert told["state"] == "paused" and told["engines"]["uffd"]["possible"]
+    assert told["freeze"] == {"possible": False, "reason": "not possible: guest is paused"}
+    assert "cannot be reached by user" in told["schemes"]["backup"]["reasons"][0]
+    assert view(domain) == before
+
+
 def test_five_in_a_row_while_libvirtd_is_restarted(
         libvirtd: Libvirtd, domain: Domain, store: TestStore) -> None:
     before = view(domain)
@@ -124,6 +159,7 @@ def test_another_job_is_waited_for_then_refused(domain: Domain, store: TestStore
     domain.folder.chmod(0o777)
     domain.virsh("backup-begin", str(backup))
     try:
+        assert "busy with a job on domain" in possible(domain, store.path)["problem"]
         with pytest.raises(LivesnapError, match="busy with a job on domain 'stock'"):
             store.take(domain, "refused", lock_timeout=1)
     finally:

@@ -11,6 +11,7 @@ from lab import Guest
 
 MODULE = "livesnap.qemu.livesnap"
 INFO = "livesnap.qemu.livesnap_info"
+HOST_INFO = "livesnap.qemu.livesnap_host_info"
 CLONE = "livesnap.qemu.livesnap_clone"
 PRUNE = "livesnap.qemu.livesnap_prune"
 RECOVER = "livesnap.qemu.livesnap_recover"

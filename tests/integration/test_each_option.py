@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import platform
 import re
 import subprocess
 import time
@@ -15,7 +16,7 @@ from typing import Any
 
 import pytest
 import yaml
-from guests import CLONE, INFO, MODULE, RECOVER, entry, files, info
+from guests import CLONE, HOST_INFO, INFO, MODULE, RECOVER, entry, files, info
 from lab import DiskSpec, Guest
 from runs import Controller, Run, local, play
 
@@ -315,3 +316,41 @@ def test_recover(prepared: Controller, store: Path, whole: dict[str, Any]) -> No
     assert done["actions"] == done["recovered"]
     assert not left.exists()
     assert prepared.playbook(local(), play(task)).good().one(RECOVER)["changed"] is False
+
+
+def test_host_info(prepared: Controller, guest: Guest, store: Path, tmp_path: Path) -> None:
+    def ask(where: Path, *guests: dict[str, Any], **options: Any) -> Run:
+        given = {"guests": list(guests), "store": str(where), "uri": "qemu:///system?socket=/nil"}
+        return prepared.playbook(local(), play({"name": "Ask", HOST_INFO: {**given, **options}}),
+                                 *(["--check"] if where is tmp_path else []))
+
+    silent = {key: value for key, value in entry(guest, "web2").items() if key != "agent_socket"}
+    gone = {"name": "gone", "qmp_socket": str(tmp_path / "nothing")}
+    before = files(store)
+    result = ask(store, entry(guest, "web1"), silent, gone).good().one(HOST_INFO)
+    assert undocumented(returned("livesnap_host_info"), own(result)) == []
+    assert result["changed"] is False and files(store) == before
+    host = result["host"]
+    assert host["versions"]["kernel"] == host["kernel"]["release"] == platform.release()
+    assert host["versions"]["helper"].startswith("livesnap-helper ")
+    assert all(host["versions"]["packages"].values())
+    assert 0 < host["memory"]["available_bytes"] < host["memory"]["total_bytes"]
+    assert host["store"]["path"] == str(store) and host["store"]["free_bytes"] > 0
+    assert "/nil" in host["libvirt"]["problem"] and host["versions"]["libvirt"] is None
+    web1, web2, other = host["guests"]
+    assert (web1["uuid"], web1["state"], web1["problem"]) == (guest.uuid, "running", None)
+    assert web1["qemu_version"] == host["versions"]["qemu"] == host["versions"]["qemu_img"]
+    for kind in ("engines", "schemes"):
+        assert all(each == {"possible": True, "reasons": []} for each in web1[kind].values())
+    assert web1["freeze"] == {"possible": True, "reason": None}
+    assert web2["freeze"] == {"possible": False, "reason": "no agent_socket was given"}
+    assert str(tmp_path) in other["problem"] and other["state"] == "unknown"
+    assert other["engines"]["uffd"] == {"possible": False, "reasons": [other["problem"]]}
+    checked = ask(tmp_path, entry(guest, "web1")).good().one(HOST_INFO)["host"]["guests"][0]
+    assert checked == web1
+    wrong = ({"select": "@", "uri": "qemu:///system?socket=/nil"},
+             {"select": "@", "uri": "xen:///"}, {"guests": [{**gone, "name": "web/1"}]})
+    failed = prepared.playbook(local(), play(
+        *({"name": "Fails", HOST_INFO: each} for each in wrong), ignore_errors=True))
+    for found, word in zip(failed.of(HOST_INFO), ("/nil", "uri 'xen:///'", "'web/1'"), strict=True):
+        assert found["_outcome"] == "failed" and word in found["msg"]

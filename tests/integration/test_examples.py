@@ -85,6 +85,14 @@ def test_livesnap_info(prepared: Controller, web1: Guest, store: Path) -> None:
     assert query["query_result"] == [["web1", "month-end"]]
 
 
+def test_livesnap_host_info(prepared: Controller, web1: Guest, store: Path) -> None:
+    # The one with select needs a libvirt: see test_libvirt.py.
+    found = run(prepared, store, examples("modules", "livesnap_host_info")[:2])
+    alone, asked = found.values()
+    assert alone["host"]["guests"] == []
+    assert asked["host"]["guests"][0]["engines"]["uffd"]["possible"] is True
+
+
 def test_livesnap_clone(prepared: Controller, web1: Guest, store: Path) -> None:
     found = run(prepared, store, examples("modules", "livesnap_clone"))
     started, gone = found.values()

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import yaml
-from guests import MODULE, files
+from guests import HOST_INFO, MODULE, files
 from lab import Domain, Libvirtd
 from runs import Controller, local, play
 from taking import TestStore
@@ -22,6 +22,19 @@ def db1() -> Iterator[Domain]:
     """The domain of the example, in a libvirtd of the tests' own."""
     with Libvirtd() as libvirtd, Domain(libvirtd, name="db1", memory=128) as domain:
         yield domain
+
+
+@pytest.fixture(scope="module")
+def resting(db1: Domain) -> Iterator[Domain]:
+    """A second domain there, which is off, and says of itself what a selection may ask for."""
+    domain = Domain(db1.libvirtd, name="resting", memory=128)
+    try:
+        domain.virsh("desc", "--config", "--title", "The second")
+        domain.virsh("metadata", "https://example.com/backup", "--config", "--key", "b",
+                     "--set", "<backup when='night'>daily</backup>")
+        yield domain
+    finally:
+        domain.stop()
 
 
 @pytest.fixture
@@ -60,3 +73,31 @@ def test_a_domain_that_is_not_there(prepared: Controller, db1: Domain, store: Pa
     failed = prepared.playbook(local(), play({"name": "Fails", MODULE: given}))
     assert failed.code != 0
     assert "has no domain 'gone'; see 'virsh list --all'" in failed.text
+
+
+def test_what_is_selected_and_how(
+    prepared: Controller, db1: Domain, resting: Domain, store: Path
+) -> None:
+    defaults = {HOST_INFO: {"store": str(store), "uri": db1.libvirtd.uri, "preflight": False}}
+
+    def ask(*expressions: str) -> list[dict[str, Any]]:
+        tasks = [{"name": each, HOST_INFO: {"select": each}} for each in expressions]
+        keywords: dict[str, Any] = {"module_defaults": defaults, "ignore_errors": True}
+        return prepared.playbook(local(), play(*tasks, **keywords)).of(HOST_INFO)
+
+    found = importlib.import_module(
+        "ansible_collections.livesnap.qemu.plugins.modules.livesnap_host_info")
+    example = yaml.safe_load(found.EXAMPLES)[2][HOST_INFO]["select"]
+    every, none, second, wrong, other = ask(
+        "reverse(sort_by(@, &name))", example,
+        "[?metadata[?name=='backup' && text=='daily' && attributes.when=='night']]",
+        "[?", "[].name")
+    names = [each["name"] for each in every["host"]["guests"]]
+    assert names == ["resting", "db1"] and none["host"]["guests"] == []
+    about = {key: value for key, value in second["host"]["guests"][0].items() if key != "metadata"}
+    assert about == {
+        "name": "resting", "uuid": resting.uuid, "manager": "libvirt", "state": "off",
+        "autostart": False, "persistent": True, "memory_bytes": 128 << 20, "title": "The second",
+        "description": ""}
+    assert wrong["msg"].startswith("select '[?' is not a JMESPath expression that fits guests")
+    assert "select '[].name' does not come to a list of guests" in other["msg"]

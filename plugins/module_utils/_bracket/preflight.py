@@ -5,7 +5,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any, Optional
+from typing import Any, Optional, Sequence
 
 from ansible_collections.livesnap.qemu.plugins.module_utils._bracket.spec import SnapshotSpec
 from ansible_collections.livesnap.qemu.plugins.module_utils._capture import uffd
@@ -26,6 +26,7 @@ from ansible_collections.livesnap.qemu.plugins.module_utils._errors import (
     RefusedError,
 )
 from ansible_collections.livesnap.qemu.plugins.module_utils._guest.address import Address
+from ansible_collections.livesnap.qemu.plugins.module_utils._guest.disks import Disk
 from ansible_collections.livesnap.qemu.plugins.module_utils._guest.facts import (
     GuestFacts,
     read_facts,
@@ -90,12 +91,7 @@ def examine(
     facts = read_facts(qmp, process)
     uuid = guest_uuid(facts)
     store.check_owner(spec.guest, uuid, facts.name or None)
-    if facts.status not in ("running", "paused"):
-        raise RefusedError(
-            f"guest '{spec.guest}' is '{facts.status}', neither running nor paused",
-            "a snapshot of such a state would be of no use",
-            "state",
-        )
+    check_state(spec.guest, facts)
     selection = select(facts.disks, spec.disks, spec.disk_scheme, SCHEMES)
     if not spec.memory and not selection.chosen:
         raise RefusedError(
@@ -104,10 +100,7 @@ def examine(
             "nothing",
         )
     disks = [disk for disk, _scheme in selection.chosen]
-    if disks:
-        SCHEMES["backup"].check()
-    if any(disk.target for disk in disks):
-        check_reach(spec, process)
+    check_disks(spec, process, disks)
     taken = choose_engine(spec, facts, process, qmp, touch)
     plan = Plan(
         facts=facts,
@@ -140,6 +133,24 @@ def examine(
             "freeze",
         )
     return plan
+
+
+def check_state(guest: str, facts: GuestFacts) -> None:
+    """Refuse a guest in a state of which no snapshot is taken."""
+    if facts.status not in ("running", "paused"):
+        raise RefusedError(
+            f"guest '{guest}' is '{facts.status}', neither running nor paused",
+            "a snapshot of such a state would be of no use",
+            "state",
+        )
+
+
+def check_disks(spec: SnapshotSpec, process: QemuProcess, disks: Sequence[Disk]) -> None:
+    """Refuse when nothing of this host can copy these disks."""
+    if disks:
+        SCHEMES["backup"].check()
+    if any(disk.target for disk in disks):
+        check_reach(spec, process)
 
 
 def check_reach(spec: SnapshotSpec, process: QemuProcess) -> None:

@@ -132,38 +132,9 @@ class Domain(Connection):
         return domain
 
     def _open(self, name: str, timeout: float) -> None:
-        check_uri(self.uri)
-        if _start_loop() != os.getpid():
-            raise AssertionError("libvirt was used before the fork, and its loop is the parent's")
-        libvirt = _deps.libvirt
-        try:
-            self._connection = bounded(lambda: libvirt.open(self.uri), timeout)
-            self._domain = bounded(lambda: lookup(self._connection, name), timeout)
-            self.name, self.uuid = self._domain.name(), self._domain.UUIDString()
-            number = self._connection.getLibVersion()
-        except TimeoutError:
-            raise QmpConnectError(
-                "denied", f"libvirt at '{self.uri}' did not answer within {timeout:g} s"
-            ) from None
-        except libvirt.libvirtError as err:
-            if err.get_error_code() == libvirt.VIR_ERR_NO_DOMAIN:
-                raise QmpConnectError(
-                    "missing",
-                    f"libvirt at '{self.uri}' has no domain '{name}'",
-                    "see 'virsh list --all'; a guest of its own QMP socket needs qmp_socket",
-                ) from None
-            raise QmpConnectError(
-                "denied",
-                f"libvirt at '{self.uri}' cannot be reached: {err.get_error_message()}",
-                "is libvirtd (or virtqemud) running?",
-            ) from None
-        version = (number // 1000000, number // 1000 % 1000, number % 1000)
-        if version < _OLDEST:
-            raise QmpConnectError(
-                "denied",
-                f"libvirt {'.'.join(map(str, version))} cannot pass descriptors to QEMU",
-                f"livesnap needs libvirt {'.'.join(map(str, _OLDEST))}",
-            )
+        self._connection = open_libvirt(self.uri, timeout)
+        self._domain = ask(self.uri, lambda: lookup(self._connection, self.uri, name), timeout)
+        self.name, self.uuid = self._domain.name(), self._domain.UUIDString()
 
     def _begin(self, timeout: float) -> None:
         self.peer_pid = self.qemu(timeout)
@@ -333,18 +304,65 @@ def check_uri(uri: str) -> None:
         )
 
 
-def lookup(connection: Any, name: str) -> Any:
-    """The virDomain of a name or, failing that, a UUID."""
-    libvirt = _deps.libvirt
+def open_libvirt(uri: str, timeout: float = 10.0) -> Any:
+    """A connection to this machine's libvirt. QmpConnectError `denied`: none that would do."""
+    check_uri(uri)
+    if _start_loop() != os.getpid():
+        raise AssertionError("libvirt was used before the fork, and its loop is the parent's")
+    connection = ask(uri, lambda: _deps.libvirt.open(uri), timeout)
     try:
-        return connection.lookupByName(name)
-    except libvirt.libvirtError as err:
-        if err.get_error_code() != libvirt.VIR_ERR_NO_DOMAIN:
-            raise
+        version = dotted(ask(uri, connection.getLibVersion, timeout))
+        if version < _OLDEST:
+            raise QmpConnectError(
+                "denied",
+                f"libvirt {'.'.join(map(str, version))} cannot pass descriptors to QEMU",
+                f"livesnap needs libvirt {'.'.join(map(str, _OLDEST))}",
+            )
+    except BaseException:
+        connection.close()
+        raise
+    return connection
+
+
+def ask(uri: str, call: Callable[[], T], timeout: float) -> T:
+    """What a call to libvirt, which is of no domain yet, returns; else QmpConnectError `denied`."""
+    try:
+        return bounded(call, timeout)
+    except TimeoutError:
+        raise QmpConnectError(
+            "denied", f"libvirt at '{uri}' did not answer within {timeout:g} s"
+        ) from None
+    except _deps.libvirt.libvirtError as err:
+        raise QmpConnectError(
+            "denied",
+            f"libvirt at '{uri}' cannot be reached: {err.get_error_message()}",
+            "is libvirtd (or virtqemud) running?",
+        ) from None
+
+
+def dotted(number: int) -> tuple[int, ...]:
+    """The parts of a version as libvirt counts it: 9000000 is 9.0.0. Pure."""
+    return (number // 1000000, number // 1000 % 1000, number % 1000)
+
+
+def lookup(connection: Any, uri: str, name: str) -> Any:
+    """The virDomain of a name or, failing that, a UUID; QmpConnectError `missing`."""
+    libvirt = _deps.libvirt
+    for find in (connection.lookupByName, connection.lookupByUUIDString):
         try:
-            return connection.lookupByUUIDString(name)
-        except libvirt.libvirtError:
-            raise err from None
+            return find(name)
+        except libvirt.libvirtError as err:
+            # What is no UUID at all is another error than one that nobody has.
+            if err.get_error_code() not in (
+                libvirt.VIR_ERR_NO_DOMAIN,
+                libvirt.VIR_ERR_INVALID_ARG,
+            ):
+                raise
+    raise QmpConnectError(
+        "missing",
+        f"libvirt at '{uri}' has no domain '{name}'",
+        "see 'virsh list --all'; a guest of its own QMP socket needs qmp_socket",
+    )
 
 
 def qemu_of(name: str, uuid: str) -> int:

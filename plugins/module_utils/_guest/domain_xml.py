@@ -1,6 +1,6 @@
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""What libvirt's XML of a running domain tells that QEMU does not. Pure.
+"""What libvirt's XML of a domain tells that QEMU does not. Pure.
 
 The XML is of the machine's own libvirtd, which root trusts with more than this.
 """
@@ -8,6 +8,7 @@ The XML is of the machine's own libvirtd, which root trusts with more than this.
 from __future__ import annotations
 
 import xml.etree.ElementTree as ET
+from typing import Any
 
 _AGENT = "org.qemu.guest_agent.0"
 
@@ -36,3 +37,32 @@ def agent_state(xml: str) -> str:
         if target.get("name") == _AGENT:
             return target.get("state", "disconnected")
     return "absent"
+
+
+def memory_bytes(xml: str) -> int:
+    """The most RAM that the domain can have. libvirt always writes it in KiB."""
+    return int(ET.fromstring(xml).findtext("./memory", "0")) << 10
+
+
+def words(xml: str) -> dict[str, Any]:
+    """What people and programs have noted in it: title, description ('' without), metadata.
+
+    metadata has {name, namespace, attributes, text} of each element that somebody put there.
+    """
+    root = ET.fromstring(xml)
+    found = []
+    for element in root.iterfind("./metadata/*"):
+        space, _brace, name = element.tag.rpartition("}")
+        found.append(
+            {
+                "name": name,
+                "namespace": space.lstrip("{"),
+                "attributes": dict(element.attrib),
+                "text": "".join(element.itertext()).strip(),
+            }
+        )
+    return {
+        "title": root.findtext("./title", ""),
+        "description": root.findtext("./description", ""),
+        "metadata": found,
+    }

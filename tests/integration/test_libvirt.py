@@ -13,7 +13,7 @@ import pytest
 import yaml
 from guests import HOST_INFO, MODULE, files
 from lab import Domain, Libvirtd
-from runs import Controller, local, play
+from runs import Controller, Run, local, play
 from taking import TestStore
 
 
@@ -101,3 +101,21 @@ def test_what_is_selected_and_how(
         "description": ""}
     assert wrong["msg"].startswith("select '[?' is not a JMESPath expression that fits guests")
     assert "select '[].name' does not come to a list of guests" in other["msg"]
+
+
+def test_the_role_takes_what_is_selected(
+    prepared: Controller, db1: Domain, resting: Domain, store: Path
+) -> None:
+    def run(select: str, *options: str) -> Run:
+        there = local(livesnap_guests="auto", livesnap_select=select, livesnap_store=str(store),
+                      livesnap_uri=db1.libvirtd.uri, livesnap_memory=False,
+                      livesnap_freeze="never")
+        return prepared.playbook(there, "livesnap.qemu.snapshot", *options)
+
+    running = "[?state=='running' && title!='The second']"
+    assert run(running, "--check").good().one()["snapshot"]["guest"] == "db1"
+    taken = run(running).good()
+    assert taken.one()["changed"] is True and taken.recap("hv1")["changed"] == 1
+    assert [path.name for path in store.iterdir()] == ["db1"]
+    nothing = run("[?memory_bytes>`99999999999`]").good()
+    assert not nothing.of(MODULE) and "No guest of libvirt at" in nothing.text

@@ -94,11 +94,13 @@ def test_the_role_has_every_option_with_the_tables_default() -> None:
         "main"
     ]["options"]
     own = {
+        "snapshot_auto",
         "snapshot_guests",
         "snapshot_interval",
         "snapshot_slot",
         "snapshot_name",
         "snapshot_schedule",
+        "snapshot_select",
     }
     of_role = {
         f"snapshot_{name}": option.spec()

@@ -63,8 +63,9 @@ class QmpError(LivesnapError):
 class QmpConnectError(QmpError):
     """No conversation with QEMU came about, and nothing was sent to it.
 
-    `kind` is one of missing, not_socket, denied, refused, not_qemu, not_qmp, busy. `event_first`:
-    something else than the reply to the first command came, an event perhaps.
+    `kind` is one of missing, not_socket, denied, refused, not_qemu, not_qmp, busy, off (a libvirt
+    domain that does not run). `event_first`: something else than the reply to the first command
+    came, an event perhaps.
     """
 
     event_first = False

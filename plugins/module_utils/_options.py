@@ -68,6 +68,7 @@ SNAPSHOT: tuple[Option, ...] = (
     Option("qmp_socket", "path"),
     Option("agent_socket", "path"),
     URI,
+    Option("when_off", "str", "fail", ("disks", "skip", "fail")),
     Option("memory", "bool", True),
     Option("engine", "str", "auto", ("auto", "uffd", "qemu", "pause")),
     Option("allow_pause", "bool", False),

@@ -32,20 +32,15 @@ options:
     type: str
     choices: [present, absent]
     default: present
-  qmp_socket:
+  when_off:
     description:
-      - The guest's QMP socket on the hypervisor.
-      - Without it the guest is the libvirt domain of the name or UUID O(guest).
-    type: path
-  agent_socket:
-    description:
-      - The socket of the guest's agent on the hypervisor. Without it file systems of a guest with a O(qmp_socket) are
-        not frozen. libvirt speaks to the agents of its domains itself.
-    type: path
-  uri:
-    description: The libvirt of this hypervisor that has the guest, where no O(qmp_socket) is given.
+      - What is done with a domain of libvirt that is off. V(fail) fails. V(skip) does nothing, and says so in RV(skip_reason).
+      - V(disks) captures its disks while nothing runs, with consistency V(clean). There is no RAM to capture then, whatever
+        O(memory) says, and nothing to freeze. The domain can't be started until they are copied.
+      - A O(qmp_socket) that nobody listens on is an error in any case, because it does not tell that the guest is off.
     type: str
-    default: qemu:///system
+    choices: [disks, skip, fail]
+    default: fail
   memory:
     description: Whether RAM is part of the snapshot.
     type: bool
@@ -151,6 +146,7 @@ extends_documentation_fragment:
   - livesnap.qemu.attributes
   - livesnap.qemu.attributes.helper
   - livesnap.qemu.engine
+  - livesnap.qemu.reach
   - livesnap.qemu.store
   - livesnap.qemu.store.guest
 attributes:
@@ -199,10 +195,11 @@ EXAMPLES = r"""
     name: before-upgrade
     state: absent
 
-- name: Take one of a libvirt domain
+- name: Take one of a libvirt domain, of its disks alone if it is off
   livesnap.qemu.livesnap:
     guest: db1
     name: before-upgrade
+    when_off: disks
 """
 
 RETURN = r"""
@@ -244,7 +241,7 @@ snapshot:
       type: dict
       contains:
         level:
-          description: One of V(crash), V(filesystem) and V(application).
+          description: One of V(crash), V(filesystem), V(application), and V(clean) for a guest that was off.
           type: str
           sample: filesystem
         indications:
@@ -427,6 +424,11 @@ snapshot:
       description: Whether pruning has to keep it.
       type: bool
       sample: false
+skip_reason:
+  description: Why nothing was done, and the task counts as skipped. Null when it does not. See O(when_off=skip).
+  returned: always
+  type: str
+  sample: "guest 'db1' is off (when_off: skip)"
 actions:
   description: What was done, or would be done in check mode, in order.
   returned: always
@@ -476,7 +478,7 @@ def main() -> NoReturn:
         module.fail_json(msg=str(error), **error.result)
     for warning in result.pop("warnings", []):
         module.warn(warning)
-    module.exit_json(**result)
+    module.exit_json(**result, skipped=result.get("skip_reason") is not None)
 
 
 if __name__ == "__main__":

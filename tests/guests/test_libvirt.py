@@ -196,6 +196,12 @@ def test_the_firmwares_variables_are_captured(libvirtd: Libvirtd, store: TestSto
         subprocess.run(["qemu-img", "compare", "-f", "raw", "-F", "qcow2", str(variables),
                         str(copy)], check=True, stdout=subprocess.DEVNULL, timeout=60)
         domain.counts()
+        domain.shut_down()
+        off = store.take(domain, "off", when_off="disks")
+        for key in ("match", "qdev", "node", "source", "format", "bytes"):
+            assert off["snapshot"]["disks"][0][key] == result["snapshot"]["disks"][0][key]
+        subprocess.run(["qemu-img", "compare", "-f", "raw", "-F", "qcow2", str(variables),
+                        str(images_of(off)[0])], check=True, stdout=subprocess.DEVNULL, timeout=60)
 
 
 def test_a_store_that_qemu_cannot_get_to(domain: Domain, store: TestStore) -> None:

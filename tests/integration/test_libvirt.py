@@ -119,3 +119,24 @@ def test_the_role_takes_what_is_selected(
     assert [path.name for path in store.iterdir()] == ["db1"]
     nothing = run("[?memory_bytes>`99999999999`]").good()
     assert not nothing.of(MODULE) and "No guest of libvirt at" in nothing.text
+
+
+def test_the_role_and_a_guest_that_is_off(
+    prepared: Controller, db1: Domain, resting: Domain, store: Path
+) -> None:
+    def run(when_off: str, schedule: str) -> Run:
+        there = local(livesnap_guests="auto", livesnap_when_off=when_off, livesnap_memory=False,
+                      livesnap_freeze="never", livesnap_store=str(store),
+                      livesnap_schedule=schedule, livesnap_uri=db1.libvirtd.uri)
+        return prepared.playbook(there, "livesnap.qemu.snapshot")
+
+    skipped = run("skip", "hourly").good()
+    reason = "guest 'resting' is off (when_off: skip)"
+    assert f"1 of 2 guests were skipped: resting: {reason}" in skipped.text
+    assert [path.name for path in store.iterdir()] == ["db1"]
+    failed = run("fail", "hourly")
+    assert failed.code != 0 and "1 of 2 guests have no snapshot" in failed.text
+    assert "guest 'resting' is off; start it first" in failed.text
+    results = run("disks", "daily").good().of(MODULE)
+    levels = [each["snapshot"]["consistency"]["level"] for each in results]
+    assert levels == ["crash", "clean"]

@@ -12,13 +12,19 @@ from dataclasses import replace
 from typing import Any, Optional
 
 from ansible_collections.livesnap.qemu.plugins.module_utils import _recover
-from ansible_collections.livesnap.qemu.plugins.module_utils._bracket import preflight, steps
+from ansible_collections.livesnap.qemu.plugins.module_utils._bracket import (
+    off,
+    off_run,
+    preflight,
+    steps,
+)
 from ansible_collections.livesnap.qemu.plugins.module_utils._bracket.link import Link
 from ansible_collections.livesnap.qemu.plugins.module_utils._bracket.run import Run
 from ansible_collections.livesnap.qemu.plugins.module_utils._bracket.spec import SnapshotSpec
 from ansible_collections.livesnap.qemu.plugins.module_utils._connection.domain import Domain
 from ansible_collections.livesnap.qemu.plugins.module_utils._errors import (
     LivesnapError,
+    QmpConnectError,
     RefusedError,
     StoreError,
 )
@@ -55,11 +61,13 @@ def result(
     recovered: list[str],
     warnings: Optional[list[str]] = None,
     diff: tuple[dict[str, Any], dict[str, Any]] = ({}, {}),
+    skip_reason: Optional[str] = None,
 ) -> dict[str, Any]:
     """What a module returns; changed and diff follow from the same facts. Pure."""
     return {
         "changed": bool(actions or recovered),
         "snapshot": snapshot,
+        "skip_reason": skip_reason,
         "actions": actions,
         "recovered": recovered,
         "warnings": warnings or [],
@@ -67,9 +75,7 @@ def result(
     }
 
 
-def existing(
-    spec: SnapshotSpec, store: Store, recovered: list[str], apply: bool
-) -> dict[str, Any]:
+def existing(spec: SnapshotSpec, store: Store, recovered: list[str], apply: bool) -> dict[str, Any]:
     """A snapshot of that name is there: bring labels and pin up to date, and nothing else."""
     folder = store.snapshot(spec.guest, spec.name)
     try:
@@ -82,9 +88,12 @@ def existing(
             {"recovered": recovered},
         ) from None
     lacks = []
-    if spec.memory and fields["memory"] is None:
+    # Of a guest that was off there was no RAM to have, and nothing to freeze in clean disks.
+    was_off = spec.when_off == "disks" and fields.get("was_off", False)
+    clean = was_off and fields["consistency"]["level"] == "clean"
+    if spec.memory and fields["memory"] is None and not was_off:
         lacks.append("memory: true (it has no RAM)")
-    if spec.freeze == "required" and not fields["consistency"]["freeze"]["achieved"]:
+    if spec.freeze == "required" and not fields["consistency"]["freeze"]["achieved"] and not clean:
         why = fields["consistency"]["freeze"]["reason"]
         lacks.append(f"freeze: required (it was taken without: {why})")
     if lacks:
@@ -123,22 +132,22 @@ def take(spec: SnapshotSpec, link: Link) -> dict[str, Any]:
     """The whole of it, in the owner process."""
     spec = by_name(spec)
     store = preflight.check_store(spec)
+    process = None
     try:
         process = spec.address.process()
     except LivesnapError as err:
-        if restore_undo.planned(spec.store, spec.guest):
+        cut_short = restore_undo.planned(spec.store, spec.guest)
+        if cut_short:
             err.hint = "a restore of it was cut short: run livesnap_recover"
         if store.exists(spec.guest, spec.name):
             # A guest that is switched off changes nothing about what is there.
             recovered = _recover.recover(spec.store, spec.guest, spec.helper)
             return existing(spec, store, recovered, True)
-        raise
-    about = {"guest": spec.guest, "snapshot": spec.name, "store": str(store.root)}
-
-    def cancelled() -> bool:
-        return link.caller_gone() or link.asked_to_end()
-
-    with GuestLock.acquire(process.key, about, float(spec.lock_timeout), cancelled):
+        if cut_short or not is_off(err):
+            raise
+    if process is None:
+        return _take_off(spec, link, store)
+    with _lock(spec, link, process.key):
         recovered = _recover.recover_for(store, spec.guest, process.key, spec.helper)
         if store.exists(spec.guest, spec.name):
             return existing(spec, store, recovered, True)
@@ -147,6 +156,56 @@ def take(spec: SnapshotSpec, link: Link) -> dict[str, Any]:
         except LivesnapError as err:
             err.result.setdefault("recovered", recovered)
             raise
+
+
+def _lock(spec: SnapshotSpec, link: Link, key: str) -> GuestLock:
+    about = {"guest": spec.guest, "snapshot": spec.name, "store": spec.store}
+    return GuestLock.acquire(
+        key,
+        about,
+        float(spec.lock_timeout),
+        lambda: link.caller_gone() or link.asked_to_end(),
+    )
+
+
+def is_off(err: LivesnapError) -> bool:
+    """Whether a guest could not be reached because it is libvirt's, and off. Pure."""
+    return isinstance(err, QmpConnectError) and err.kind == "off"
+
+
+def unless_disks(spec: SnapshotSpec) -> Optional[dict[str, Any]]:
+    """What becomes of a guest that is off, None where its disks are to be captured. Pure."""
+    if spec.when_off == "disks":
+        return None
+    if spec.when_off == "skip":
+        return result(None, [], [], skip_reason=f"guest '{spec.guest}' is off (when_off: skip)")
+    raise RefusedError(
+        f"guest '{spec.guest}' is off",
+        "start it first, or set when_off: disks (its disks alone) or when_off: skip",
+        "off",
+    )
+
+
+def _taken_off(spec: SnapshotSpec) -> list[str]:
+    return [f"took snapshot '{spec.name}' of guest '{spec.guest}', which is off: its disks alone"]
+
+
+def _take_off(spec: SnapshotSpec, link: Link, store: Store) -> dict[str, Any]:
+    """The whole of it, of a libvirt guest that is off."""
+    settled = unless_disks(spec)
+    if settled is not None:
+        return settled
+    key = off.lock_key(spec)
+    with _lock(spec, link, key):
+        recovered = _recover.recover_for(store, spec.guest, key, spec.helper)
+        if store.exists(spec.guest, spec.name):
+            return existing(spec, store, recovered, True)
+        try:
+            snapshot = off_run.take(spec, link, store, key)
+        except LivesnapError as err:
+            err.result.setdefault("recovered", recovered)
+            raise
+    return result(snapshot, _taken_off(spec), recovered, [], _APPEARS)
 
 
 def take_new(
@@ -217,7 +276,15 @@ def plan_take(spec: SnapshotSpec) -> dict[str, Any]:
             if each["name"] == spec.name
         ]
         return result(found[0] if found else None, [], left)
-    process = spec.address.process()
+    process = None
+    try:
+        process = spec.address.process()
+    except LivesnapError as err:
+        if cut_short or not is_off(err):
+            raise
+    if process is None:
+        predicted = None if spec.when_off != "disks" else off.predicted(spec, off.plan(spec))
+        return unless_disks(spec) or result(predicted, _taken_off(spec), left, [], _APPEARS)
     with spec.address.connect() as qmp:
         plan = preflight.examine(spec, spec.address, qmp, process, touch=False)
     return result(preflight.predicted(spec, plan), _taken(spec), left, plan.warnings, _APPEARS)

@@ -35,6 +35,7 @@ def publish(run: Run) -> dict[str, Any]:
         "started": run.started,
         "complete": True,
         "was_running": run.plan.facts.running or run.spec.held,
+        "was_off": False,
         "engine": run.plan.engine,
         "consistency": consistency(run),
         "timings": run.timings,
@@ -53,7 +54,9 @@ def publish(run: Run) -> dict[str, Any]:
             "deadline_s": run.spec.deadline,
             "warnings": list(run.warnings),
         },
-        "domain": _domain(run, folder),
+        "domain": None
+        if run.plan.facts.domain_xml is None
+        else write_domain(folder, run.plan.facts.domain_xml, run.spec.uri),
         "parent": None,
         "encryption": None,
     }
@@ -117,18 +120,16 @@ def _memory(run: Run, folder: Path) -> Optional[dict[str, Any]]:
     }
 
 
-def _domain(run: Run, folder: Path) -> Optional[dict[str, Any]]:
-    """libvirt's XML into the folder: a restore needs it."""
-    if run.plan.facts.domain_xml is None:
-        return None
-    data = run.plan.facts.domain_xml.encode()
+def write_domain(folder: Path, xml: str, uri: str) -> dict[str, Any]:
+    """libvirt's XML into the folder, because a restore needs it; `domain` of the manifest."""
+    data = xml.encode()
     with files.as_store_error(f"'{folder / DOMAIN}' cannot be written"):
         files.write_whole(folder / DOMAIN, data)
     return {
         "file": DOMAIN,
         "bytes": len(data),
         "sha256": hashlib.sha256(data).hexdigest(),
-        "uri": run.spec.uri,
+        "uri": uri,
     }
 
 

@@ -117,20 +117,8 @@ class Run:
 
     def progress(self, phase: str, percent: float, done: int = 0, total: int = 0) -> None:
         """For livesnap_info and the action plugin."""
-        with contextlib.suppress(LivesnapError):
-            self.rundir.write(
-                "progress.json",
-                {
-                    "guest": self.spec.guest,
-                    "name": self.spec.name,
-                    "id": self.id,
-                    "phase": phase,
-                    "percent": round(percent, 1),
-                    "done_bytes": done,
-                    "total_bytes": total,
-                    "at": rundir.utc(),
-                },
-            )
+        about = {"guest": self.spec.guest, "name": self.spec.name, "id": self.id}
+        self.rundir.progress(about, phase, percent, done, total)
 
     def reconnect(self, timeout: float) -> Connection:
         """A living connection, the old one or a new one within the time."""

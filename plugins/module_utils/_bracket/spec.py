@@ -30,6 +30,7 @@ class SnapshotSpec:
     qmp_socket: Optional[str] = None
     agent_socket: Optional[str] = None
     uri: str = "qemu:///system"
+    when_off: str = "fail"
     memory: bool = True
     engine: str = "auto"
     allow_pause: bool = False

@@ -7,9 +7,9 @@ Queries only: the guest's agent is not spoken to, and nothing is attached to.
 
 from __future__ import annotations
 
-from typing import Any, Callable, Sequence
+from typing import Any, Callable, Optional, Sequence
 
-from ansible_collections.livesnap.qemu.plugins.module_utils._bracket import preflight
+from ansible_collections.livesnap.qemu.plugins.module_utils._bracket import off, preflight
 from ansible_collections.livesnap.qemu.plugins.module_utils._bracket.spec import SnapshotSpec
 from ansible_collections.livesnap.qemu.plugins.module_utils._capture.choice import judge
 from ansible_collections.livesnap.qemu.plugins.module_utils._capture.table import ENGINES
@@ -49,7 +49,7 @@ def examine(guest: dict[str, Any], spec: SnapshotSpec) -> dict[str, Any]:
     if wrong:
         return {**guest, **nothing_possible(wrong)}
     if guest["state"] == "off":
-        return {**guest, **nothing_possible("the guest is off")}
+        return {**guest, **_off(spec)}
     try:
         process = spec.address.process()
         with spec.address.connect() as qmp:
@@ -85,6 +85,21 @@ def _ask(
     }
     if guest["manager"] == QMP:
         found.update(state=facts.status, uuid=uuid, memory_bytes=facts.memory_bytes)
+    return found
+
+
+def _off(spec: SnapshotSpec) -> dict[str, Any]:
+    """Of a domain that is off there are the disks (when_off: disks), copied in the one way."""
+    found = nothing_possible("guest is off")
+    plan: Optional[off.OffPlan] = None
+    reasons = []
+    try:
+        plan = off.plan(spec)
+    except LivesnapError as err:
+        reasons.append(str(err))
+    found["schemes"] = {name: verdict(reasons) for name in SCHEMES}
+    if plan is not None:
+        found.update(problem=None, restore_blockers=plan.guest.blockers)
     return found
 
 

@@ -158,7 +158,9 @@ FIELDS: dict[str, tuple[Check, str]] = {
     "engine": (_or_null(_one_of("uffd", "qemu", "pause")), "a known engine or null"),
     "consistency": (
         _object(
-            level=_one_of("crash", "filesystem", "application"), indications=_texts, freeze=_FREEZE
+            level=_one_of("crash", "filesystem", "application", "clean"),
+            indications=_texts,
+            freeze=_FREEZE,
         ),
         "level, indications, freeze",
     ),
@@ -185,6 +187,7 @@ FIELDS: dict[str, tuple[Check, str]] = {
 
 #: Fields that came later: what is there must be right.
 LATER: dict[str, tuple[Check, str]] = {
+    "was_off": (_bool, "true or false"),
     "domain": (
         _or_null(_object(file=_one_of("domain.xml"), bytes=_int, sha256=_text, uri=_text)),
         "a domain entry or null",

@@ -130,6 +130,23 @@ class RunDir:
                     found.append(value)
         return found
 
+    def progress(
+        self, about: Mapping[str, Any], phase: str, percent: float, done: int, total: int
+    ) -> None:
+        """How far the snapshot is; `about` is its guest, name and id. Failures are ignored."""
+        with contextlib.suppress(StoreError):
+            self.write(
+                "progress.json",
+                {
+                    **about,
+                    "phase": phase,
+                    "percent": round(percent, 1),
+                    "done_bytes": done,
+                    "total_bytes": total,
+                    "at": utc(),
+                },
+            )
+
     def remove(self) -> None:
         """Remove it with all that is in it."""
         shutil.rmtree(self.path, ignore_errors=True)

@@ -224,6 +224,12 @@ def test_what_somebody_else_writes_is_seen(domain: Domain, store: TestStore) -> 
     assert not list(store.path.glob("*/*")) and not list(RUN.glob("guest/*"))
 
 
+def test_a_copy_is_aborted_on_request(domain: Domain, store: TestStore) -> None:
+    with pytest.raises(LivesnapError, match="'one' of guest 'resting' failed: it was aborted on"):
+        meanwhile(store, domain, lambda: os.kill(stopped_owner(), signal.SIGTERM))
+    assert not list(store.path.glob("*/*")) and not list(RUN.glob("guest/*"))
+
+
 def test_an_image_that_is_in_use(domain: Domain, store: TestStore) -> None:
     path = str(domain.disk_paths[0])
     with subprocess.Popen(["qemu-io", "-f", "raw", path], stdin=subprocess.PIPE,

@@ -14,6 +14,9 @@ description:
   - Starts a second QEMU from a snapshot, beside the guest that it is of, as the same user and with the same sandbox options.
   - It writes to overlays of its own. The snapshot stays as it is, and so does the guest.
   - It has sockets of its own, and no network unless asked for.
+  - A guest of libvirt's becomes a second domain of the same libvirt, called O(guest).O(name), with a UUID and MAC addresses of its own.
+    It is transient, so libvirt knows nothing of it any more when it has ended. It has the original's ports as pseudo terminals, and its
+    display listens nowhere; C(virsh console) and C(virt-viewer --attach) get to them.
 options:
   snapshot:
     description: Name of the snapshot. Needed for V(present).
@@ -28,11 +31,16 @@ options:
     choices: [present, absent]
     default: present
   network:
-    description: Whether the clone keeps the guest's network cards connected. It then has the guest's addresses as well.
+    description:
+      - Whether the clone keeps the guest's network cards connected. It then has the guest's addresses as well.
+      - A libvirt domain's cards get new MAC addresses, which the system in it takes when it next starts their drivers; until then
+        it goes on with the guest's. Without network their cables are pulled.
     type: bool
     default: false
   lazy:
-    description: Whether RAM is read from the snapshot when it is first used, where the snapshot can do that. Starts faster.
+    description:
+      - Whether RAM is read from the snapshot when it is first used, where the snapshot can do that. Starts faster.
+      - libvirt reads all of it, from a file that is written to the store and removed again.
     type: bool
     default: true
 extends_documentation_fragment:
@@ -61,6 +69,12 @@ EXAMPLES = r"""
     guest: web1
     name: look
     state: absent
+
+- name: The same of a libvirt domain, for a look at 'virsh console db1.look'
+  livesnap.qemu.livesnap_clone:
+    guest: db1
+    snapshot: before-upgrade
+    name: look
 """
 
 RETURN = r"""
@@ -69,13 +83,25 @@ pid:
   returned: always
   type: int
   sample: 4711
+domain:
+  description: The name of its libvirt domain. Null where the guest is not libvirt's, and when absent.
+  returned: always
+  type: str
+  sample: db1.look
+uuid:
+  description: The UUID of its libvirt domain. Null in check mode, where the guest is not libvirt's, and when absent.
+  returned: always
+  type: str
+  sample: 6fdf9a0b-2b4b-4b0c-8f1f-2f6f1d1f0a52
 qmp_socket:
-  description: Its QMP socket. Null when absent.
+  description: Its QMP socket. Null where libvirt holds it, and when absent.
   returned: always
   type: str
   sample: /run/livesnap/clone/web1/look/qmp.sock
 agent_socket:
-  description: The socket of its agent. Null where the guest has none, and when absent.
+  description:
+    - The socket of its agent. Null where the guest has none, and when absent.
+    - libvirt holds that of a domain (C(virsh qemu-agent-command)), and makes it up when the domain is started. So it is null in check mode.
   returned: always
   type: str
   sample: /run/livesnap/clone/web1/look/agent.sock
@@ -91,7 +117,7 @@ running:
   type: bool
   sample: true
 consoles:
-  description: The sockets of its serial consoles.
+  description: The sockets of its serial consoles. Of a libvirt domain the pseudo terminals, which it has when it runs.
   returned: always
   type: list
   elements: str
@@ -126,7 +152,7 @@ def main() -> NoReturn:
         required_if=[("state", "present", ("snapshot",))],
         supports_check_mode=True,
     )
-    _deps.ensure(module)
+    _deps.ensure(module, libvirt_too=True)
     given = module.params
     request = CloneRequest(
         store=given["store"],

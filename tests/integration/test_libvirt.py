@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import yaml
-from guests import HOST_INFO, MODULE, files
+from guests import CLONE, HOST_INFO, MODULE, files
 from lab import Domain, Libvirtd
 from runs import Controller, Run, local, play
 from taking import TestStore
@@ -45,14 +45,45 @@ def store() -> Iterator[Path]:
     place.remove()
 
 
-def test_the_example(prepared: Controller, db1: Domain, store: Path) -> None:
-    found = importlib.import_module("ansible_collections.livesnap.qemu.plugins.modules.livesnap")
-    tasks: list[dict[str, Any]] = yaml.safe_load(found.EXAMPLES)
-    task = next(task for task in tasks if task[MODULE]["guest"] == "db1")
-    defaults = {MODULE: {"store": str(store), "uri": db1.libvirtd.uri}}
-    result = prepared.playbook(local(), play(task, module_defaults=defaults)).good().one()
+def plugin(module: str) -> Any:
+    """The Python of a module."""
+    name = module.replace("livesnap.qemu.", "ansible_collections.livesnap.qemu.plugins.modules.")
+    return importlib.import_module(name)
+
+
+def example(module: str) -> dict[str, Any]:
+    """The one of the module's examples that is of the domain."""
+    tasks: list[dict[str, Any]] = yaml.safe_load(plugin(module).EXAMPLES)
+    return next(task for task in tasks if task[module]["guest"] == "db1")
+
+
+def test_the_examples(prepared: Controller, db1: Domain, store: Path) -> None:
+    defaults = {MODULE: {"store": str(store), "uri": db1.libvirtd.uri},
+                CLONE: {"store": str(store)}}
+
+    def run(task: dict[str, Any], module: str, *argv: str) -> dict[str, Any]:
+        done = prepared.playbook(local(), play(task, module_defaults=defaults), *argv).good()
+        result: dict[str, Any] = done.one(module)
+        return result
+
+    result = run(example(MODULE), MODULE)
     assert result["changed"] is True
     assert result["snapshot"]["consistency"]["level"] == "filesystem"
+    task = example(CLONE)
+    planned = run(task, CLONE, "--check")
+    assert (planned["changed"], planned["pid"], planned["domain"]) == (True, None, "db1.look")
+    try:
+        made = run(task, CLONE)
+        assert yaml.safe_load(plugin(CLONE).RETURN).keys() <= made.keys()
+        assert made["running"] is True and made["qmp_socket"] is None
+        assert made["uuid"] in db1.libvirtd.virsh("dumpxml", "db1.look")
+        again = run(task, CLONE)
+        assert (again["changed"], again["pid"], again["uuid"]) == (
+            False, made["pid"], made["uuid"])
+    finally:
+        gone = run({"name": "Away", CLONE: {**task[CLONE], "state": "absent"}}, CLONE)
+    assert (gone["changed"], gone["domain"], gone["uuid"]) == (True, None, None)
+    assert db1.libvirtd.virsh("list", "--all", "--name").split() == ["db1"]
     db1.counts()
 
 

@@ -3,19 +3,20 @@
 """A second QEMU from a snapshot, beside the original: made, looked at, removed.
 
 It is the original's program with its command line rewritten (cmdline), as its user, fed with RAM
-and device state by livesnap-helper through a pipe. Everything is bounded; a failure leaves nothing.
+and device state by livesnap-helper through a pipe. A guest of libvirt's becomes a second domain
+(domain_clone). Everything is bounded; a failure leaves nothing.
 """
 
 from __future__ import annotations
 
-import json
-import os
 import time
 from dataclasses import dataclass
 from typing import Any, Optional
 
 from ansible_collections.livesnap.qemu.plugins.module_utils import _scope
 from ansible_collections.livesnap.qemu.plugins.module_utils._clone import cmdline, launch
+from ansible_collections.livesnap.qemu.plugins.module_utils._clone.domain_clone import DomainClone
+from ansible_collections.livesnap.qemu.plugins.module_utils._clone.overlays import Images
 from ansible_collections.livesnap.qemu.plugins.module_utils._clone.place import RUN_ROOT, Place
 from ansible_collections.livesnap.qemu.plugins.module_utils._clone.plan import (
     DiskImage,
@@ -28,19 +29,15 @@ from ansible_collections.livesnap.qemu.plugins.module_utils._clone.source import
     guest_name,
 )
 from ansible_collections.livesnap.qemu.plugins.module_utils._clone.standing import lock_key
-from ansible_collections.livesnap.qemu.plugins.module_utils._connection.qmp import Qmp
 from ansible_collections.livesnap.qemu.plugins.module_utils._errors import (
     CloneError,
     LivesnapError,
     QmpError,
     RefusedError,
 )
+from ansible_collections.livesnap.qemu.plugins.module_utils._guest.address import address_of
 from ansible_collections.livesnap.qemu.plugins.module_utils._guest.waking import announce
-from ansible_collections.livesnap.qemu.plugins.module_utils._restore.checks import (
-    ask,
-    check_machine,
-    qemu_img,
-)
+from ansible_collections.livesnap.qemu.plugins.module_utils._restore.checks import check_machine
 from ansible_collections.livesnap.qemu.plugins.module_utils._store import manifest
 from ansible_collections.livesnap.qemu.plugins.module_utils._store.layout import Store
 from ansible_collections.livesnap.qemu.plugins.module_utils._store.locks import GuestLock
@@ -134,11 +131,15 @@ def plan_clone(request: CloneRequest) -> dict[str, Any]:
     if existing is not None:
         return existing
     check_machine(source.needs)
+    if source.domain is not None:
+        return _plan_domain(request, source)
     plan = make_plan(source, request, mapped_ram(source, request.lazy))
     rewritten = _rewrite(source, plan)
     return {
         "changed": True,
         "pid": None,
+        "domain": None,
+        "uuid": None,
         "qmp_socket": plan.path(cmdline.QMP_SOCKET),
         "agent_socket": plan.path(rewritten.findings.agent_socket) or None,
         "overlays": [disk.overlay for disk in plan.disks],
@@ -148,6 +149,14 @@ def plan_clone(request: CloneRequest) -> dict[str, Any]:
         "warnings": rewritten.findings.warnings,
         "actions": _actions(request, place),
     }
+
+
+def _plan_domain(request: CloneRequest, source: Source) -> dict[str, Any]:
+    clone = DomainClone(source, request.place, request.network)
+    clone.check_name()
+    actions = _actions(request, request.place)
+    # Its UUID is made up anew each time.
+    return {**_result(clone.state(), source.was_running, actions, changed=True), "uuid": None}
 
 
 def _actions(request: CloneRequest, place: Place) -> list[str]:
@@ -171,8 +180,11 @@ def _existing(request: CloneRequest, source: Source) -> Optional[dict[str, Any]]
                 f" '{state.get('snapshot')}' with network {state.get('network')}",
                 "remove it first (state: absent), or choose another name",
             )
+    address = address_of({**state, "domain": state.get("uuid")})
+    if address is None:
+        raise AssertionError
     try:
-        with Qmp.connect(state["qmp_socket"], timeout=10.0) as qmp:
+        with address.connect() as qmp:
             running = bool(qmp.execute("query-status")["running"])
     except QmpError:
         if _ends(request.place):
@@ -196,6 +208,8 @@ def _result(
 ) -> dict[str, Any]:
     keys = ("pid", "qmp_socket", "agent_socket", "overlays", "consoles", "lazy", "warnings")
     found = {key: state[key] for key in keys}
+    # A clone that an older version made does not have them.
+    found.update((key, state.get(key)) for key in ("domain", "uuid"))
     return {**found, "running": running, "actions": actions, "changed": changed}
 
 
@@ -219,6 +233,8 @@ def create_clone(request: CloneRequest) -> dict[str, Any]:
         if existing is not None:
             return existing
         check_machine(source.needs)
+        if source.domain is not None:
+            return _create_domain(request, source)
         ram = mapped_ram(source, request.lazy)
         plan = make_plan(source, request, ram)
         rewritten = _rewrite(source, plan)
@@ -234,20 +250,42 @@ def create_clone(request: CloneRequest) -> dict[str, Any]:
 
 
 def _make_overlays(source: Source, plan: Plan, rewritten: cmdline.Rewritten) -> None:
-    program = qemu_img(source.exe)
-    images = {disk.overlay: source.disks[number].image for number, disk in enumerate(plan.disks)}
-    for overlay, image in images.items():
-        ask(program, "create", "-q", "-f", "qcow2", "-F", "qcow2", "-b", image, overlay)
-        os.chmod(overlay, 0o600)
-        os.chown(overlay, source.uid, source.gid)
+    images = Images(source.exe, source.uid, source.gid)
+    for number, disk in enumerate(plan.disks):
+        images.overlay(disk.overlay, source.disks[number].image)
     for number, original in enumerate(rewritten.findings.blank_disks):
-        path = f"{plan.disk_folder}/blank{number}.qcow2"
-        # -U: the original has it open.
-        info = ask(program, "info", "-U", "--output=json", original)
-        size = str(json.loads(info)["virtual-size"])
-        ask(program, "create", "-q", "-f", "qcow2", path, size)
-        os.chmod(path, 0o600)
-        os.chown(path, source.uid, source.gid)
+        images.blank(f"{plan.disk_folder}/blank{number}.qcow2", original)
+
+
+def _noted(request: CloneRequest, source: Source) -> dict[str, Any]:
+    """What the state of a clone says of it, whatever it is made of."""
+    return {
+        "stage": "loading",
+        "guest": request.guest,
+        "snapshot": request.snapshot,
+        "snapshot_id": source.id,
+        "store": request.store,
+        "network": request.network,
+    }
+
+
+def _create_domain(request: CloneRequest, source: Source) -> dict[str, Any]:
+    place = request.place
+    clone = DomainClone(source, place, request.network)
+    clone.check_name()
+    actions = _actions(request, place)
+    place.remove()
+    try:
+        place.make(source.uid, source.gid)
+        state = {**_noted(request, source), **clone.state()}
+        place.write(state)
+        running = clone.make(request.helper, state)
+        state.update(stage="complete")
+        place.write(state)
+        return _result(state, running, actions, changed=True)
+    except BaseException:
+        place.remove()
+        raise
 
 
 def _start(
@@ -277,15 +315,10 @@ def _start(
     try:
         agent = plan.path(findings.agent_socket)
         state: dict[str, Any] = {
-            "stage": "loading",
+            **_noted(request, source),
             "pid": running.pid,
             "start_time": running.start_time,
             "export": running.export_identity(),
-            "guest": request.guest,
-            "snapshot": request.snapshot,
-            "snapshot_id": source.id,
-            "store": request.store,
-            "network": request.network,
             "lazy": plan.ram is not None,
             "qmp_socket": plan.path(cmdline.QMP_SOCKET),
             "agent_socket": agent or None,
@@ -314,6 +347,8 @@ def remove_clone(request: CloneRequest, check_mode: bool = False) -> dict[str, A
     place = request.place
     absent: dict[str, Any] = {
         "pid": None,
+        "domain": None,
+        "uuid": None,
         "qmp_socket": None,
         "agent_socket": None,
         "overlays": [],

@@ -7,7 +7,7 @@
     STORE/GUEST/.clones/NAME/             its overlays
 
 A QEMU of a clone is found by its working directory, so even one that was started right before its
-maker died is not lost.
+maker died is not lost; that of a domain by the UUID that state.json has before there is one.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any, Optional
 
 from ansible_collections.livesnap.qemu.plugins.module_utils._clone import launch
+from ansible_collections.livesnap.qemu.plugins.module_utils._clone.domain_end import end_domain
 from ansible_collections.livesnap.qemu.plugins.module_utils._errors import CloneError, StoreError
 from ansible_collections.livesnap.qemu.plugins.module_utils._guest import process
 from ansible_collections.livesnap.qemu.plugins.module_utils._store import files, names
@@ -81,9 +82,10 @@ class Place:
 
     def remove(self) -> None:
         """End its QEMU and remove everything; what is not there is not missed."""
+        state = self.state() or {}
+        end_domain(state)
         for pid, started in launch.processes_in(str(self.sockets)):
             launch.end(pid, started)
-        state = self.state() or {}
         for identity in ([state.get("pid"), state.get("start_time")], state.get("export") or []):
             if len(identity) == 2 and all(isinstance(part, int) for part in identity):
                 launch.end(*identity)

@@ -45,6 +45,13 @@ def plain_restore(
 
 def commands(source: Source, folder: str, helper: str) -> list[str]:
     """The same of what was read already. Pure, but for looking where qemu-img is."""
+    if source.domain is not None:
+        raise RefusedError(
+            f"'{source.guest}/{source.snapshot}' is of a libvirt domain, which no command line of"
+            " QEMU's brings back",
+            "'livesnap-helper export --format libvirt' writes what 'virsh restore' takes",
+            "domain",
+        )
     base = Path(folder)
     disks = [
         (disk.image, str(base / f"disk{number}.qcow2")) for number, disk in enumerate(source.disks)

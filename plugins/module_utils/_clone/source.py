@@ -6,7 +6,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Optional
 
 from ansible_collections.livesnap.qemu.plugins.module_utils._clone import cmdline
 from ansible_collections.livesnap.qemu.plugins.module_utils._clone.argv import Props
@@ -32,6 +32,15 @@ class SourceDisk:
 
 
 @dataclass(frozen=True)
+class SourceDomain:
+    """The libvirt that a guest is of, and the file with its XML of the instant."""
+
+    uri: str
+    xml: str
+    sha256: str
+
+
+@dataclass(frozen=True)
 class Source:
     """The parts of a manifest that matter here, paths made absolute. Sizes in bytes."""
 
@@ -44,6 +53,7 @@ class Source:
     disks: tuple[SourceDisk, ...]
     image: str
     image_bytes: int
+    zero_bytes: int
     compression: str
     main_block: str
     main_bytes: int
@@ -56,6 +66,7 @@ class Source:
     user: str
     machine: str
     needs: Needs
+    domain: Optional[SourceDomain] = None
 
     @property
     def command(self) -> cmdline.CommandLine:
@@ -65,13 +76,6 @@ class Source:
 
 def from_manifest(folder: Path, fields: dict[str, Any]) -> Source:
     """Of a manifest that was read and checked. RefusedError when it has no RAM."""
-    if fields.get("domain") is not None:
-        raise RefusedError(
-            f"'{fields['guest']}/{fields['name']}' is of a libvirt domain, which cannot be cloned"
-            " by livesnap_clone yet",
-            "'livesnap-helper export --format libvirt' writes what 'virsh restore' takes",
-            "domain",
-        )
     facts, memory, devices = fields["guest_facts"], fields["memory"], fields["devices"]
     if memory is None or devices is None:
         raise RefusedError(
@@ -102,6 +106,7 @@ def from_manifest(folder: Path, fields: dict[str, Any]) -> Source:
         disks=disks,
         image=str(folder / memory["file"]),
         image_bytes=memory["bytes"],
+        zero_bytes=memory["zero_bytes"],
         compression=memory["compression"],
         main_block=main["block"],
         main_bytes=used_length(memory["ramblock"], main["block"]) or sum(lengths),
@@ -114,7 +119,14 @@ def from_manifest(folder: Path, fields: dict[str, Any]) -> Source:
         user=facts["user"],
         machine=facts["machine"],
         needs=needs_of(fields),
+        domain=_domain(folder, fields.get("domain")),
     )
+
+
+def _domain(folder: Path, entry: Optional[dict[str, Any]]) -> Optional[SourceDomain]:
+    if entry is None:
+        return None
+    return SourceDomain(entry["uri"], str(folder / entry["file"]), entry["sha256"])
 
 
 def used_length(ramblock: str, block: str) -> int:

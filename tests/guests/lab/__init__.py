@@ -5,7 +5,7 @@
 from __future__ import annotations
 
 from .agent import AgentClient, AgentError
-from .domain import Domain
+from .domain import Domain, DomainReach
 from .guest import SANDBOX, DiskSpec, Guest, LabError, Options
 from .images import images, kvm_works
 from .incoming import Incoming
@@ -21,6 +21,7 @@ __all__ = [
     "DiskSpec",
     "DiskState",
     "Domain",
+    "DomainReach",
     "Guest",
     "Incoming",
     "LabError",

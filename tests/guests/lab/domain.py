@@ -35,21 +35,41 @@ def _checked(given: dict[str, Any]) -> Options:
     return Options(**given)
 
 
-class Domain(Console, Witnessed):
+class DomainReach(Witnessed):
+    """A domain by its name, that something else made, such as a clone."""
+
+    def __init__(self, libvirtd: Libvirtd, name: str, pid: int | None = None) -> None:
+        self.libvirtd = libvirtd
+        self.name = name
+        self.pid = pid
+
+    def virsh(self, command: str, *argv: str, limit: float = 60.0) -> str:
+        """What a command of virsh about this domain prints; LabError if it fails or hangs."""
+        return self.libvirtd.virsh(command, self.name, *argv, limit=limit)
+
+    def qmp(self, timeout: float = 10.0) -> VirshMonitor:
+        return VirshMonitor(self.libvirtd, self.name, timeout)
+
+    def agent(self, timeout: float = 10.0) -> VirshAgent:
+        return VirshAgent(self.libvirtd, self.name, timeout)
+
+
+class Domain(Console, DomainReach):
     """A persistent domain of a libvirtd; keyword arguments are those of Options, as far as known.
 
-    `devices` is XML for <devices>. Use it as a context manager, or stop() it.
+    `devices` is XML for <devices>; `cpu` a model, where another machine has to have the same one.
+    Use it as a context manager, or stop() it.
     """
 
-    def __init__(self, libvirtd: Libvirtd, devices: str = "", **given: Any) -> None:
-        self.libvirtd = libvirtd
+    def __init__(
+            self, libvirtd: Libvirtd, devices: str = "", cpu: str = "", **given: Any) -> None:
+        self.cpu = cpu
         self.options = _checked(given)
-        self.name = self.options.name
+        DomainReach.__init__(self, libvirtd, self.options.name)
         self.uuid = str(uuid.uuid4())
-        self.pid: int | None = None
         # Short, as a socket's path has 107 characters, and reachable for QEMU's user.
         self.folder = Path(tempfile.mkdtemp(prefix="livesnap-lab-", dir="/tmp"))
-        super().__init__(self.folder, len(self.options.disks))
+        Console.__init__(self, self.folder, len(self.options.disks))
         self.disk_paths = [self.folder / f"disk{index}.{spec.format}"
                            for index, spec in enumerate(self.options.disks)]
         try:
@@ -65,7 +85,10 @@ class Domain(Console, Witnessed):
 
     def _xml(self, devices: str) -> str:
         options = self.options
-        kind, cpu = ("kvm", "host-passthrough") if self.libvirtd.kvm else ("qemu", "maximum")
+        kind, mode = ("kvm", "host-passthrough") if self.libvirtd.kvm else ("qemu", "maximum")
+        cpu = f"<cpu mode='{mode}'/>"
+        if self.cpu:
+            cpu = f"<cpu mode='custom' match='exact' check='none'><model>{self.cpu}</model></cpu>"
         for index, (path, disk) in enumerate(zip(self.disk_paths, options.disks)):
             devices += f"""
     <disk type='file' device='disk'>
@@ -92,7 +115,7 @@ class Domain(Console, Witnessed):
     <cmdline>{escape(options.command_line())}</cmdline>
   </os>
   <features><acpi/></features>
-  <cpu mode='{cpu}'/>
+  {cpu}
   <devices>
     <emulator>/usr/bin/qemu-system-x86_64</emulator>
     <serial type='unix'>
@@ -103,10 +126,6 @@ class Domain(Console, Witnessed):
   </devices>
 </domain>
 """
-
-    def virsh(self, command: str, *argv: str, limit: float = 60.0) -> str:
-        """What a command of virsh about this domain prints; LabError if it fails or hangs."""
-        return self.libvirtd.virsh(command, self.name, *argv, limit=limit)
 
     def start(self, wait: bool = True, limit: float = BOOT_LIMIT) -> Domain:
         """Starts it; returns when the witness counts (wait=False: when libvirt has its QEMU)."""
@@ -136,15 +155,9 @@ class Domain(Console, Witnessed):
             said = log.read_text(errors="replace") if log.exists() else ""
             raise LabError(f"QEMU ended:\n{said[-2000:]}{self.serial_text()[-2000:]}")
 
-    def qmp(self, timeout: float = 10.0) -> VirshMonitor:
-        return VirshMonitor(self.libvirtd, self.name, timeout)
-
     def look(self, timeout: float = 10.0) -> VirshMonitor:
         """The same: nobody holds a domain's monitor but libvirt."""
         return self.qmp(timeout)
-
-    def agent(self, timeout: float = 10.0) -> VirshAgent:
-        return VirshAgent(self.libvirtd, self.name, timeout)
 
     def shut_down(self) -> None:
         """Ends QEMU as `virsh destroy` does; the domain stays, and start() runs it again."""

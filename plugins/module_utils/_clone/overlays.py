@@ -1,0 +1,44 @@
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The images that a clone writes to: overlays on those of the snapshot, empty ones, copies."""
+
+from __future__ import annotations
+
+import json
+import os
+
+from ansible_collections.livesnap.qemu.plugins.module_utils._errors import CloneError
+from ansible_collections.livesnap.qemu.plugins.module_utils._restore.checks import ask, qemu_img
+
+
+class Images:
+    """Makes them, for one QEMU and its user."""
+
+    def __init__(self, exe: str, uid: int, gid: int) -> None:
+        """`exe`: the QEMU, whose qemu-img is used. RefusedError when there is none."""
+        self.program = qemu_img(exe)
+        self.owner = (uid, gid)
+
+    def overlay(self, path: str, image: str) -> None:
+        """What is written from now on goes there; the image of the snapshot stays as it is."""
+        ask(self.program, "create", "-q", "-f", "qcow2", "-F", "qcow2", "-b", image, path)
+        self._own(path)
+
+    def blank(self, path: str, original: str) -> None:
+        """An empty disk as large as a file or device, which a guest may have open."""
+        info = ask(self.program, "info", "-U", "--output=json", original)
+        size = str(json.loads(info)["virtual-size"])
+        ask(self.program, "create", "-q", "-f", "qcow2", path, size)
+        self._own(path)
+
+    def copy(self, path: str, image: str, kind: str) -> None:
+        """All of an image of the snapshot, in another format."""
+        ask(self.program, "convert", "-q", "-f", "qcow2", "-O", kind, image, path)
+        self._own(path)
+
+    def _own(self, path: str) -> None:
+        try:
+            os.chmod(path, 0o600)
+            os.chown(path, *self.owner)
+        except OSError as err:
+            raise CloneError(f"'{path}' cannot be given to QEMU's user: {err.strerror}") from None

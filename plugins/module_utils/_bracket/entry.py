@@ -280,7 +280,7 @@ def plan_take(spec: SnapshotSpec) -> dict[str, Any]:
     try:
         process = spec.address.process()
     except LivesnapError as err:
-        if cut_short or not is_off(err):
+        if restore_undo.planned(spec.store, spec.guest) or not is_off(err):
             raise
     if process is None:
         predicted = None if spec.when_off != "disks" else off.predicted(spec, off.plan(spec))

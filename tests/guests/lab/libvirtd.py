@@ -56,15 +56,17 @@ def kvm_for_qemu() -> bool:
 class Libvirtd:
     """libvirtd in a mount namespace of its own, with all that it keeps in `folder`; needs root.
 
-    Use it as a context manager, or stop() it.
+    `tree`: that of another system, whose libvirt, QEMU and virsh it is then. Use it as a context
+    manager, or stop() it.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, tree: Path | None = None) -> None:
         # Short, as a socket's path has 107 characters, and reachable for QEMU's user.
         self.folder = Path(tempfile.mkdtemp(prefix="livesnap-virt-", dir="/tmp"))
         self.folder.chmod(0o755)
         self.uri = f"qemu:///system?socket={self.folder}/run/libvirt-sock"
         self.log = self.folder / "log" / "libvirtd.log"
+        self.tree = tree
         self.kvm = kvm_for_qemu()
         self.pid: int | None = None
         self._host: subprocess.Popen[str] | None = None
@@ -96,7 +98,7 @@ class Libvirtd:
                 self._host = subprocess.Popen(
                     ["unshare", "--mount", "--propagation", "private", sys.executable,
                      str(Path(__file__).with_name("virthost.py")), str(self.folder),
-                     "kvm" if self.kvm else "nokvm"],
+                     "kvm" if self.kvm else "nokvm", *([str(self.tree)] if self.tree else [])],
                     stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=out, text=True,
                     cwd="/", env=env, start_new_session=True)
         assert self._host.stdin is not None and self._host.stdout is not None
@@ -129,13 +131,20 @@ class Libvirtd:
         files = (self.folder / "out", self.log)
         return "".join(file.read_text(errors="replace")[-2000:] for file in files if file.exists())
 
+    def _within(self) -> list[str]:
+        """What runs a command of that system's, where it is another one."""
+        if self.tree is None:
+            return []
+        there = f"/proc/{self.pid}"
+        return ["nsenter", f"--mount={there}/ns/mnt", f"--root={there}/root"]
+
     def virsh(self, *argv: str, limit: float = 60.0) -> str:
         """What a command of virsh prints; LabError, with its words, if it fails or hangs."""
         try:
             done = subprocess.run(
-                ["virsh", "--quiet", "--connect", self.uri, *argv], stdin=subprocess.DEVNULL,
-                capture_output=True, text=True, timeout=limit, check=False,
-                env={**os.environ, "LC_ALL": "C.UTF-8"})
+                [*self._within(), "virsh", "--quiet", "--connect", self.uri, *argv],
+                stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=limit,
+                check=False, env={**os.environ, "LC_ALL": "C.UTF-8"})
         except subprocess.TimeoutExpired:
             raise LabError(f"virsh {argv[0]} did not end within {limit:g} s") from None
         if done.returncode:

@@ -24,6 +24,7 @@ class Options:
     """What a test guest has."""
 
     name: str = "witness"
+    program: str = "qemu-system-x86_64"
     memory: int = 256  # MiB
     buffer: int = 0  # MiB of the witness' buffer; 0: half of the RAM that Linux has
     mixed: bool = False  # half of the buffer's pages cannot be compressed
@@ -70,7 +71,7 @@ class Options:
         machine = f"{self.machine},accel={accel}"
         if self.machine_options:
             machine += f",{self.machine_options}"
-        argv = ["qemu-system-x86_64", "-name", self.name, "-uuid", uuid, "-nodefaults",
+        argv = [self.program, "-name", self.name, "-uuid", uuid, "-nodefaults",
                 "-no-user-config", "-machine", machine, "-cpu", "host" if accel == "kvm" else "max",
                 "-m", str(self.memory), "-smp", str(self.cpus), "-display", "none",
                 "-rtc", "base=utc", "-kernel", str(folder / "vmlinuz"),

@@ -2,9 +2,10 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """The machine that a libvirtd of the tests sees; lab.libvirtd runs this program, nobody imports it.
 
-virthost.py FOLDER kvm|nokvm, as root and in a mount namespace of its own. It puts the folder's
-parts where libvirt has its own, starts a libvirtd for each line that it reads, answers with the
-pid, and at the end of its input kills whatever came of them.
+virthost.py FOLDER kvm|nokvm [ROOT], as root and in a mount namespace of its own. It puts the
+folder's parts where libvirt has its own, starts a libvirtd for each line that it reads, answers
+with the pid, and at the end of its input kills whatever came of them. With ROOT, the tree of
+another system, libvirtd is that one's, and sees nothing of this machine but its devices and /tmp.
 
 It is also what init is to them: QEMU belongs to no libvirtd, and outlives it. libvirt waits for
 each QEMU that it ends until nothing is left of it, and the init of a container may take seconds.
@@ -41,21 +42,40 @@ def _cover(parent: Path, room: Path) -> None:
            "livesnap-lab", str(parent))
 
 
-def arrange(folder: Path, kvm: bool) -> None:
-    """All mounts."""
-    for name, target in PLACES.items():
-        place = Path(target)
-        if not place.is_dir():
-            # Made on the machine itself, it would have to be removed again, and that takes
-            # everybody's mounts off it: of another test run, too.
-            _cover(place.parent, folder / "covers" / name)
-            place.mkdir()
-        _mount("--bind", str(folder / name), target)
+def _other_system(folder: Path, tree: Path) -> Path:
+    """That tree with a machine around it; what is written to it goes with the namespace."""
+    root = folder / "system"
+    root.mkdir()
+    _mount("--bind", str(tree), str(root))
+    _cover(root, folder / "covers" / "system")
+    for name in ("proc", "sys", "dev"):
+        _mount("--rbind", f"/{name}", str(root / name))
+    _mount("--bind", "/tmp", str(root / "tmp"))
+    _mount("-t", "tmpfs", "livesnap-lab", str(root / "run"))
+    return root
+
+
+def arrange(folder: Path, kvm: bool, tree: Path | None) -> Path:
+    """All mounts; the root of whoever is started."""
+    root = Path("/")
     if not kvm and os.path.exists("/dev/kvm"):
         # A KVM that root can open and QEMU's user cannot makes libvirt probe QEMU again and again.
         hidden = folder / "nokvm"
         hidden.touch(mode=0o000)
         _mount("--bind", str(hidden), "/dev/kvm")
+    if tree is not None:
+        root = _other_system(folder, tree)
+    for name, target in PLACES.items():
+        place = root / target.lstrip("/")
+        if tree is not None:
+            place.mkdir(parents=True, exist_ok=True)
+        elif not place.is_dir():
+            # Made on the machine itself, it would have to be removed again, and that takes
+            # everybody's mounts off it: of another test run, too.
+            _cover(place.parent, folder / "covers" / name)
+            place.mkdir()
+        _mount("--bind", str(folder / name), str(place))
+    return root
 
 
 def _children() -> list[int]:
@@ -79,7 +99,7 @@ def _reap() -> bool:
     return True
 
 
-def serve(folder: Path) -> None:
+def serve(folder: Path, root: Path) -> None:
     """Until the end of input."""
     awake, wake = os.pipe()
     os.set_blocking(wake, False)
@@ -94,8 +114,9 @@ def serve(folder: Path) -> None:
             if 0 in ready:
                 if not os.read(0, 4096):
                     return
+                within = ["chroot", str(root)] if root != Path("/") else []
                 process = subprocess.Popen(
-                    ["libvirtd", "--config", "/etc/libvirt/libvirtd.conf",
+                    [*within, "libvirtd", "--config", "/etc/libvirt/libvirtd.conf",
                      "--pid-file", "/run/libvirt/libvirtd.pid"],
                     stdin=subprocess.DEVNULL, stdout=out, stderr=out)
                 print(process.pid, flush=True)
@@ -104,9 +125,10 @@ def serve(folder: Path) -> None:
 def main() -> None:
     folder = Path(sys.argv[1])
     ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
-    arrange(folder, sys.argv[2] == "kvm")
+    root = arrange(
+        folder, sys.argv[2] == "kvm", Path(sys.argv[3]) if len(sys.argv) > 3 else None)
     try:
-        serve(folder)
+        serve(folder, root)
     finally:
         # The children of those that are killed come here, and are next.
         while _reap():

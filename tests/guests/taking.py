@@ -16,6 +16,7 @@ import signal
 import subprocess
 import tempfile
 import time
+import xml.etree.ElementTree as ET
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
@@ -197,3 +198,27 @@ def export(result: dict[str, Any], stream: Path, kind: str = "qemu", *options: s
         [helper(), "export", "--format", kind, *options, str(folder_of(result)), str(stream)],
         stdin=subprocess.DEVNULL, check=True, capture_output=True, timeout=300)
     return stream
+
+
+def overlays(folder: Path, images: list[Path]) -> dict[str, Path]:
+    """target -> an overlay on an image of the snapshot, where QEMU's user may write."""
+    found = {}
+    for number, image in enumerate(images):
+        path = folder / f"restored{number}.qcow2"
+        subprocess.run(["qemu-img", "create", "-q", "-f", "qcow2", "-F", "qcow2", "-b", str(image),
+                        str(path)], check=True, timeout=60)
+        found[f"vd{chr(ord('a') + number)}"] = path
+    return found
+
+
+def restored_xml(folder: Path, disks: dict[str, Path]) -> str:
+    """The domain's XML of the instant, with its disks where they are now."""
+    root = ET.parse(folder / "domain.xml").getroot()
+    for disk in root.iterfind("./devices/disk"):
+        target, driver, source = (disk.find(tag) for tag in ("target", "driver", "source"))
+        assert target is not None and driver is not None and source is not None
+        source.attrib = {"file": str(disks[target.attrib["dev"]])}
+        driver.set("type", "qcow2")
+        for stale in disk.findall("backingStore"):
+            disk.remove(stale)
+    return ET.tostring(root, encoding="unicode")

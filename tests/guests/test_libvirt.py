@@ -9,7 +9,6 @@ import re
 import subprocess
 import threading
 import time
-import xml.etree.ElementTree as ET
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -25,7 +24,17 @@ from ansible_collections.livesnap.qemu.plugins.module_utils._host.info import (
     describe,
 )
 from lab import DiskSpec, Domain, Libvirtd, QmpError
-from taking import TestStore, as_module, export, folder_of, helper, images_of, verdict
+from taking import (
+    TestStore,
+    as_module,
+    export,
+    folder_of,
+    helper,
+    images_of,
+    overlays,
+    restored_xml,
+    verdict,
+)
 
 
 @pytest.fixture(scope="module")
@@ -214,30 +223,6 @@ def test_a_store_that_qemu_cannot_get_to(domain: Domain, store: TestStore) -> No
     assert view(domain) == before and not list((hidden / "store").iterdir())
 
 
-def overlays(domain: Domain, images: list[Path]) -> dict[str, Path]:
-    """target -> an overlay on an image of the snapshot, where QEMU's user may write."""
-    found = {}
-    for number, image in enumerate(images):
-        path = domain.folder / f"restored{number}.qcow2"
-        subprocess.run(["qemu-img", "create", "-q", "-f", "qcow2", "-F", "qcow2", "-b", str(image),
-                        str(path)], check=True, timeout=60)
-        found[f"vd{chr(ord('a') + number)}"] = path
-    return found
-
-
-def restored_xml(folder: Path, disks: dict[str, Path]) -> str:
-    """The domain's XML of the instant, with its disks where they are now."""
-    root = ET.parse(folder / "domain.xml").getroot()
-    for disk in root.iterfind("./devices/disk"):
-        target, driver, source = (disk.find(tag) for tag in ("target", "driver", "source"))
-        assert target is not None and driver is not None and source is not None
-        source.attrib = {"file": str(disks[target.attrib["dev"]])}
-        driver.set("type", "qcow2")
-        for stale in disk.findall("backingStore"):
-            disk.remove(stale)
-    return ET.tostring(root, encoding="unicode")
-
-
 @pytest.mark.parametrize("freeze", ["never", "required"])
 def test_virsh_restores_the_export(
         libvirtd: Libvirtd, store: TestStore, tmp_path: Path, freeze: str) -> None:
@@ -246,7 +231,7 @@ def test_virsh_restores_the_export(
         counter = domain.counts()["counter"]
         domain.shut_down()
         xml = tmp_path / "edited.xml"
-        xml.write_text(restored_xml(folder_of(result), overlays(domain, images_of(result))))
+        xml.write_text(restored_xml(folder_of(result), overlays(domain.folder, images_of(result))))
         save = export(result, domain.folder / "save", "libvirt", "--xml", str(xml))
         libvirtd.virsh("restore", str(save))
         domain.pid = int((libvirtd.folder / "run" / "qemu" / "comes-back.pid").read_text())

@@ -5,14 +5,13 @@
 from __future__ import annotations
 
 import time
-from abc import ABC, abstractmethod
-from types import TracebackType
-from typing import Any, Mapping, Optional, TypeVar
+from abc import abstractmethod
+from typing import Any, Mapping, Optional
 
-Self = TypeVar("Self", bound="Connection")
+from ansible_collections.livesnap.qemu.plugins.module_utils._closing import Closing
 
 
-class Connection(ABC):
+class Connection(Closing):
     """QMP commands with limits, and events. Use as a context manager, or close() it.
 
     After QmpTimeout or QmpDisconnected it is dead: whether the command took effect is not known, so
@@ -111,14 +110,3 @@ class Connection(ABC):
         Up to QEMU 9.0 it only closes them while the guest runs: remove sets after `cont`.
         """
         self.execute("remove-fd", {"fdset-id": fdset}, timeout)
-
-    def __enter__(self: Self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: Optional[type[BaseException]],
-        error: Optional[BaseException],
-        trace: Optional[TracebackType],
-    ) -> None:
-        self.close()

@@ -6,16 +6,14 @@ from __future__ import annotations
 
 import base64
 import time
-from abc import ABC, abstractmethod
-from types import TracebackType
-from typing import Any, Mapping, Optional, TypeVar
+from abc import abstractmethod
+from typing import Any, Mapping, Optional
 
+from ansible_collections.livesnap.qemu.plugins.module_utils._closing import Closing
 from ansible_collections.livesnap.qemu.plugins.module_utils._errors import AgentHung
 
-Self = TypeVar("Self", bound="AgentCommands")
 
-
-class AgentCommands(ABC):
+class AgentCommands(Closing):
     """A conversation with the agent of one guest. Use as a context manager, or close() it."""
 
     @abstractmethod
@@ -23,10 +21,6 @@ class AgentCommands(ABC):
         self, command: str, arguments: Optional[Mapping[str, Any]] = None, timeout: float = 5.0
     ) -> Any:
         """A command's return value. AgentHung: no answer in time; it may still come into effect."""
-
-    @abstractmethod
-    def close(self) -> None:
-        """Let go of it; may be called again."""
 
     def ping(self, timeout: float = 5.0) -> None:
         """Whether it answers: returns, or raises."""
@@ -72,14 +66,3 @@ class AgentCommands(ABC):
             if time.monotonic() >= deadline:
                 raise AgentHung(f"'{path}' in the guest did not end within {timeout:g} s")
             time.sleep(0.05)
-
-    def __enter__(self: Self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: Optional[type[BaseException]],
-        error: Optional[BaseException],
-        trace: Optional[TracebackType],
-    ) -> None:
-        self.close()

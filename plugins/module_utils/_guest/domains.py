@@ -6,10 +6,10 @@ from __future__ import annotations
 
 import contextlib
 from dataclasses import asdict, dataclass
-from types import TracebackType
 from typing import Any, Optional
 
 from ansible_collections.livesnap.qemu.plugins.module_utils import _deps
+from ansible_collections.livesnap.qemu.plugins.module_utils._closing import Closing
 from ansible_collections.livesnap.qemu.plugins.module_utils._connection.domain import (
     ask,
     bounded,
@@ -57,7 +57,7 @@ class Listed:
         return asdict(self)
 
 
-class Libvirt:
+class Libvirt(Closing):
     """A connection to libvirt that is of no one domain. Use as a context manager, or close() it."""
 
     def __init__(self, uri: str) -> None:
@@ -84,17 +84,6 @@ class Libvirt:
         """Let go of it. Bounded."""
         with contextlib.suppress(TimeoutError, _deps.libvirt.libvirtError):
             bounded(self._connection.close, _LIMIT)
-
-    def __enter__(self) -> Libvirt:
-        return self
-
-    def __exit__(
-        self,
-        kind: Optional[type[BaseException]],
-        error: Optional[BaseException],
-        trace: Optional[TracebackType],
-    ) -> None:
-        self.close()
 
 
 def _look(domain: Any) -> Optional[Listed]:

@@ -15,9 +15,9 @@ import os
 import signal
 import time
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Callable, Optional
 
+from ansible_collections.livesnap.qemu.plugins.module_utils._closing import Closing
 from ansible_collections.livesnap.qemu.plugins.module_utils._errors import (
     StoreError,
     TimedOutError,
@@ -29,7 +29,7 @@ _POLL = 0.1
 STOPPED_LIMIT = 3.0
 
 
-class GuestLock:
+class GuestLock(Closing):
     """The lock of one guest, held until release() or the death of this process."""
 
     def __init__(self, path: Path, fd: int) -> None:
@@ -79,7 +79,7 @@ class GuestLock:
                 )
             time.sleep(_POLL)
 
-    def release(self) -> None:
+    def close(self) -> None:
         """Let go; may be called again."""
         if self._fd < 0:
             return
@@ -90,17 +90,6 @@ class GuestLock:
         os.close(self._fd)
         self._fd = -1
         rundir.tidy_root()
-
-    def __enter__(self) -> GuestLock:
-        return self
-
-    def __exit__(
-        self,
-        kind: Optional[type[BaseException]],
-        error: Optional[BaseException],
-        trace: Optional[TracebackType],
-    ) -> None:
-        self.release()
 
 
 def _try(path: Path) -> Optional[int]:

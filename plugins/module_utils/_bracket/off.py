@@ -7,6 +7,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Any
 
+from ansible_collections.livesnap.qemu.plugins.module_utils._bracket import prediction
 from ansible_collections.livesnap.qemu.plugins.module_utils._bracket.spec import SnapshotSpec
 from ansible_collections.livesnap.qemu.plugins.module_utils._connection.domain import Domain
 from ansible_collections.livesnap.qemu.plugins.module_utils._disks import resting
@@ -110,32 +111,14 @@ def consistency(guest: OffGuest, freeze: str) -> dict[str, Any]:
 
 def predicted(spec: SnapshotSpec, planned: OffPlan) -> dict[str, Any]:
     """`snapshot` in check mode. Pure."""
-    return {
-        "id": None,
-        "guest": spec.guest,
-        "uuid": planned.guest.uuid,
-        "name": spec.name,
-        "created": None,
-        "path": str(Store(spec.store).snapshot(spec.guest, spec.name)),
-        "complete": False,
-        "consistency": consistency(planned.guest, spec.freeze),
-        "engine": None,
-        "timings": None,
-        "memory": None,
-        "disks": [
-            {
-                "match": disk.label,
-                "node": disk.node,
-                "scheme": scheme,
-                "bytes": disk.virtual_bytes,
-                "stored_bytes": planned.estimates[disk.node],
-                "file": None,
-            }
-            for disk, scheme in planned.selection.chosen
-        ],
-        "restore_blockers": list(planned.guest.blockers),
-        "schedule": spec.schedule,
-        "slot": spec.slot,
-        "labels": sorted(set(spec.labels or [])),
-        "pinned": bool(spec.pinned),
-    }
+    guest = planned.guest
+    return prediction.predicted(
+        spec,
+        guest.uuid,
+        consistency(guest, spec.freeze),
+        None,
+        None,
+        planned.selection,
+        planned.estimates,
+        guest.blockers,
+    )

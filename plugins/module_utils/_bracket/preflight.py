@@ -7,6 +7,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, Optional, Sequence
 
+from ansible_collections.livesnap.qemu.plugins.module_utils._bracket import prediction
 from ansible_collections.livesnap.qemu.plugins.module_utils._bracket.spec import SnapshotSpec
 from ansible_collections.livesnap.qemu.plugins.module_utils._capture import uffd
 from ansible_collections.livesnap.qemu.plugins.module_utils._capture.choice import (
@@ -217,39 +218,21 @@ def no_freeze(
 
 
 def predicted(spec: SnapshotSpec, plan: Plan) -> dict[str, Any]:
-    """`snapshot` in check mode: what can be known beforehand. Pure."""
-    return {
-        "id": None,
-        "guest": spec.guest,
-        "uuid": plan.uuid,
-        "name": spec.name,
-        "created": None,
-        "path": str(Store(spec.store).snapshot(spec.guest, spec.name)),
-        "complete": False,
-        "consistency": {
-            "level": "filesystem" if plan.freeze else "crash",
-            "indications": [
-                f"fsfreeze: {plan.freeze_reason or 'will be tried'}",
-                *plan.passed_over,
-            ],
-        },
-        "engine": plan.engine,
-        "timings": None,
-        "memory": {"bytes": plan.memory_estimate} if spec.memory else None,
-        "disks": [
-            {
-                "match": disk.label,
-                "node": disk.node,
-                "scheme": scheme,
-                "bytes": disk.virtual_bytes,
-                "stored_bytes": plan.disk_estimates[disk.node],
-                "file": None,
-            }
-            for disk, scheme in plan.selection.chosen
+    """`snapshot` in check mode. Pure."""
+    consistency = {
+        "level": "filesystem" if plan.freeze else "crash",
+        "indications": [
+            f"fsfreeze: {plan.freeze_reason or 'will be tried'}",
+            *plan.passed_over,
         ],
-        "restore_blockers": list(plan.facts.restore_blockers),
-        "schedule": spec.schedule,
-        "slot": spec.slot,
-        "labels": sorted(set(spec.labels or [])),
-        "pinned": bool(spec.pinned),
     }
+    return prediction.predicted(
+        spec,
+        plan.uuid,
+        consistency,
+        plan.engine,
+        plan.memory_estimate if spec.memory else None,
+        plan.selection,
+        plan.disk_estimates,
+        plan.facts.restore_blockers,
+    )

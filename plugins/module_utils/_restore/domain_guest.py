@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Mapping, Optional
 
 from ansible_collections.livesnap.qemu.plugins.module_utils import _deps
+from ansible_collections.livesnap.qemu.plugins.module_utils._connection import saved
 from ansible_collections.livesnap.qemu.plugins.module_utils._connection.connection import (
     Connection,
 )
@@ -119,13 +120,7 @@ class DomainGuest(Guest):
             domain.call("destroy", lambda each: each.destroy(), END_LIMIT)
 
     def bring(self, state: State, noted: Noted) -> list[str]:
-        save, paused = str(self.private / SAVE), _deps.libvirt.VIR_DOMAIN_SAVE_PAUSED
-        with self._find() as domain:
-            domain.call(
-                "restore",
-                lambda each: each.connect().restoreFlags(save, None, paused),
-                _LIMIT + state.bytes / _SLOWEST,
-            )
+        saved.restore(self.at.uri, str(self.private / SAVE), _LIMIT + state.bytes / _SLOWEST)
         with self.address.connect() as connection:
             noted(connection.peer_pid, start_time(connection.peer_pid) or 0)
             return self.woken(connection, state)

@@ -136,6 +136,7 @@ def small_store(store: TestStore) -> Iterator[TestStore]:
 def in_the_sweep(guest: Guest, store: TestStore, **options: Any) -> tuple[int, Path]:
     """(pid of a module whose snapshot is being stored, slowly; its run folder)."""
     options = {**RAM_ALONE, "compression": "none", "bandwidth": 20 << 20, **options}
+
     def take() -> None:
         try:
             store.take(guest, "one", **options)

@@ -21,13 +21,15 @@ from typing import Any, Callable
 
 from capture_by_hand import Capture, CaptureFailed
 from lab import Guest
-from meter import Meter
+from meter import Meter, Sampler
 from taking import REPO, helper
 
 GIB = 1 << 30
 STAGING = 256 << 20
 #: How long the store stands still. Seconds.
 STALL = 30.0
+#: What the helper may take besides its staging. Bytes.
+BESIDES = 64 << 20
 #: struct ls_progress: magic, version, size, heartbeat, faults_pending, state
 _PROGRESS = struct.Struct("<QIIQQI")
 _FREE = (4, 6)  # LS_PROGRESS_RELEASED, LS_PROGRESS_FAILED
@@ -66,8 +68,14 @@ def _store_that_can_stall() -> Iterator[Path]:
             subprocess.run(["umount", str(store)], check=True)
 
 
-def _one_stall(guest: Guest, meter: Meter, store: Path, seconds: float) -> float:
-    """The longest loop of the witness, ms, while the store does not answer for so long."""
+def _one_stall(guest: Guest, meter: Meter, store: Path, seconds: float) -> tuple[float, int]:
+    """(longest loop of the witness, ms, helper's memory, bytes) while the store is deaf so long."""
+    with Sampler(meter, helper()) as sampler:
+        loop = _longest_loop(guest, meter, store, seconds)
+    return loop, sampler.helper.hwm_bytes
+
+
+def _longest_loop(guest: Guest, meter: Meter, store: Path, seconds: float) -> float:
     image = store / "ram.lsnap"
     freeze = ["fsfreeze", "-f", str(store)]
     time.sleep(1)
@@ -101,11 +109,19 @@ def stall(rounds: int) -> dict[str, Any]:
             plain.append(_one_stall(guest, meter, store, 0))
             stalled.append(_one_stall(guest, meter, store, STALL))
         meter.close()
-    without, with_it = statistics.median(plain), statistics.median(stalled)
+    without, with_it = (statistics.median(loop for loop, _hwm in each) for each in (plain, stalled))
+    memory = max(hwm for _loop, hwm in plain + stalled)
     return {
         "title": f"a store that stands still for {STALL:g} s",
-        "figures": {"longest_loop_ms_without": plain, "longest_loop_ms_with": stalled},
-        "bounds": [_bound("longest loop, ratio", with_it / without, 1.2)],
+        "figures": {
+            "longest_loop_ms_without": [loop for loop, _hwm in plain],
+            "longest_loop_ms_with": [loop for loop, _hwm in stalled],
+            "hwm_bytes": [hwm for _loop, hwm in plain + stalled],
+        },
+        "bounds": [
+            _bound("longest loop, ratio", with_it / without, 1.2),
+            _bound("helper's memory, bytes", memory, STAGING + BESIDES),
+        ],
     }
 
 

@@ -105,7 +105,10 @@ def apply(request: RestoreRequest, link: Link) -> dict[str, Any]:
         left = journal.cut_short(spec.store, spec.guest)
         recovered = [undo.recovered(each, spec.helper) for each in left]
         plan = examine(request, store, touch=True)
-        key = f"off-{spec.guest}"[:250] if plan.process is None else plan.process.key
+        running = plan.process
+        key = undo.guest_key(
+            spec.guest, [] if running is None else [running.pid, running.start_time]
+        )
         with GuestLock.acquire(key, about, limit, link.caller_gone):
             recovered += _recover.recover_for(store, spec.guest, key, spec.helper)
             return _Restore(request, store, plan, link, recovered).run()

@@ -8,7 +8,7 @@ snapshot are of one instant: brought back, it goes on where it stood.
 
 from __future__ import annotations
 
-from typing import Optional
+from typing import Optional, Sequence
 
 from ansible_collections.livesnap.qemu.plugins.module_utils._errors import (
     LivesnapError,
@@ -29,6 +29,7 @@ from ansible_collections.livesnap.qemu.plugins.module_utils._store import manife
 from ansible_collections.livesnap.qemu.plugins.module_utils._store.layout import Store
 from ansible_collections.livesnap.qemu.plugins.module_utils._store.locks import (
     GuestLock,
+    forget,
     is_held,
 )
 
@@ -42,6 +43,11 @@ def guest_of(left: Journal, helper: str) -> Guest:
     """The guest of a journal."""
     kind = DomainGuest if left.how.get("kind") == DOMAIN else QemuGuest
     return kind.from_noted(left.how, left.guest, helper, left.folder)
+
+
+def guest_key(guest: str, process: Sequence[int]) -> str:
+    """The name of the lock of a guest's QEMU (pid and start time), or of a guest that is off."""
+    return "-".join(map(str, process)) or f"off-{guest}"[:250]
 
 
 def undo(left: Journal, helper: str) -> str:
@@ -151,9 +157,12 @@ def recovered(left: Journal, helper: str) -> str:
     """undo() of one that was cut short; its lock is held."""
     done = "finished" if left.stage == journal.BACK else "undid"
     try:
-        return f"{done} {left.what}, which had been cut short: {undo(left, helper)}"
+        said = undo(left, helper)
     except LivesnapError as err:
         raise RestoreError(f"{left.what} was cut short: {stuck(left, err)}", err.hint) from None
+    # That process may be gone, and then nobody comes after its lock.
+    forget(guest_key(left.guest, left.process))
+    return f"{done} {left.what}, which had been cut short: {said}"
 
 
 def stuck(left: Journal, err: LivesnapError) -> str:

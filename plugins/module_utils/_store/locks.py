@@ -30,7 +30,7 @@ STOPPED_LIMIT = 3.0
 
 
 class GuestLock(Closing):
-    """The lock of one guest, held until release() or the death of this process."""
+    """The lock of one guest, held until close() or the death of this process."""
 
     def __init__(self, path: Path, fd: int) -> None:
         """Of a descriptor that has the flock: see acquire()."""
@@ -114,6 +114,14 @@ def _try(path: Path) -> Optional[int]:
             raise StoreError(f"lock '{path}' cannot be taken: {err.strerror}") from None
     os.close(fd)
     return None
+
+
+def forget(key: str) -> None:
+    """Remove what a holder that died has left of a lock that nobody is going to take again."""
+    path = rundir.root() / "lock" / key
+    fd = _try(path) if path.exists() else None
+    if fd is not None:
+        GuestLock(path, fd).close()
 
 
 def is_held(key: str) -> bool:

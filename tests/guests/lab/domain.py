@@ -173,7 +173,7 @@ class Domain(Console, DomainReach):
                 self.virsh("destroy")
             with contextlib.suppress(LabError):
                 self.virsh("undefine", "--managed-save", "--snapshots-metadata",
-                           "--checkpoints-metadata")
+                           "--checkpoints-metadata", "--nvram")
         finally:
             # A test may have left it without its libvirtd.
             if self.alive and self.pid is not None:

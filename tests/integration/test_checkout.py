@@ -21,6 +21,8 @@ ELSEWHERE = {
     "apt-get install -y git make": "the machine has them, or nothing here would run",
     "git clone https://github.com/livesnap/livesnap.qemu livesnap": "fixture checkout",
     "cd livesnap": "fixture checkout",
+    "ansible-playbook -i inventory/example.yml playbooks/restore.yml -e restore_guest=web1"
+    " -e restore_snapshot=NAME -e restore_in_place=true": "test_restore: it ends the guest's QEMU",
     "make bench": "test_bench",
     "make demo": "test_demo",
     "make test": "what runs this",

@@ -9,8 +9,6 @@ from typing import Any
 
 MIB = 1 << 20
 GIB = 1 << 30
-#: What the guest's Linux itself fills, at most. Bytes.
-_LINUX = 256 * MIB
 #: Little staging. Bytes.
 SMALL = 256 * MIB
 
@@ -56,7 +54,7 @@ class Case:
         if variant not in self.variants:
             return SMALL if self.pause_only else filled
         if self.variants[variant]["staging"] == "auto":
-            return filled + _LINUX + SMALL
+            return self.memory + SMALL
         return SMALL
 
 

@@ -1,13 +1,11 @@
 /* SPDX-License-Identifier: GPL-3.0-or-later */
 /* `livesnap-helper capture`: requests on standard input, events on standard output. */
-#include <fcntl.h>
-#include <signal.h>
 #include <stdio.h>
-#include <sys/stat.h>
 #include <unistd.h>
 
 #include "capture/keeper.h"
 #include "commands.h"
+#include "common/alone.h"
 
 int ls_cmd_capture(int argc, char **argv)
 {
@@ -16,15 +14,7 @@ int ls_cmd_capture(int argc, char **argv)
                 argv[0]);
         return LS_USAGE;
     }
-    /* Closed standard streams would give their numbers to files of ours. */
-    for (int fd = STDIN_FILENO; fd <= STDERR_FILENO; fd++)
-        if (fcntl(fd, F_GETFD) < 0 && open("/dev/null", O_RDWR) != fd)
-            return LS_INTERNAL;
-    /* Nothing of the owner's must live on here: a QMP socket serves one client. */
-    close_range(STDERR_FILENO + 1, ~0u, 0);
-    signal(SIGPIPE, SIG_IGN);
-    signal(SIGHUP, SIG_IGN);
-    signal(SIGINT, SIG_IGN);
-    umask(077);
+    if (ls_stand_alone() != 0)
+        return LS_INTERNAL;
     return ls_keeper_run(STDIN_FILENO, STDOUT_FILENO);
 }

@@ -13,6 +13,7 @@ import contextlib
 import os
 import signal
 import time
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import Any, Callable, Mapping, Optional
 
@@ -55,7 +56,7 @@ class CaptureConfig:
     connect: Callable[[float], Connection]
 
 
-class Capture:
+class Capture(ABC):
     """One capture of a guest's RAM."""
 
     #: Whether the guest has to stand still from protect() until copied().
@@ -80,9 +81,9 @@ class Capture:
         self.done: Optional[Event] = None
         self.arm_ms = 0.0
 
+    @abstractmethod
     def attach(self, qmp: Connection, fd_name: str, timeout: float) -> None:
         """Start the helper, which makes ready. `fd_name`: of what QEMU may be given meanwhile."""
-        raise NotImplementedError
 
     def _start(self, how: Mapping[str, Any], timeout: float) -> None:
         """The first request, with what the engine adds to it."""
@@ -101,6 +102,7 @@ class Capture:
             raise HelperError("the capture was not started")
         return self._helper
 
+    @abstractmethod
     def prearm(self, timeout: float) -> None:
         """While the guest runs: what would take long in the pause."""
 

@@ -36,6 +36,9 @@ class PauseCapture(Capture):
         """Make the helper ready. QEMU does not notice."""
         self._start({"engine": NAME}, timeout)
 
+    def prearm(self, timeout: float) -> None:
+        """Nothing: RAM is not protected."""
+
 
 #: What carries it out.
 CAPTURE = PauseCapture

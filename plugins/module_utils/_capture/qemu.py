@@ -203,6 +203,9 @@ class QemuCapture(Capture):
         self._fd_name = fd_name
         qmp.getfd(fd_name, self._spool.fd)
 
+    def prearm(self, timeout: float) -> None:
+        """Nothing: QEMU protects RAM itself, in arm()."""
+
     def protect(self, ramblock: str, timeout: float) -> None:
         """QEMU knows its memory."""
 

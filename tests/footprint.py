@@ -6,10 +6,13 @@ from __future__ import annotations
 
 import os
 import subprocess
+from collections.abc import Callable
 from pathlib import Path
 
 # Every process of a run inherits this variable, detached ones too: that tells its own from others'.
 MARK = "LIVESNAP_TEST_RUN"
+# Kinds, parted by commas, that others on the machine change at the same time.
+OTHERS = "LIVESNAP_TEST_OTHERS"
 
 
 def _tree(root: str) -> set[str]:
@@ -49,12 +52,14 @@ def marked_processes(mark: str) -> set[str]:
         except OSError:
             break
     found = set()
+    # A lane's mark begins with that of the run.
     needle = f"{MARK}={mark}".encode()
     for entry in Path("/proc").iterdir():
         if not entry.name.isdigit() or int(entry.name) in own:
             continue
         try:
-            if needle not in (entry / "environ").read_bytes().split(b"\0"):
+            variables = (entry / "environ").read_bytes().split(b"\0")
+            if not any(variable.startswith(needle) for variable in variables):
                 continue
             command = (entry / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
         except OSError:
@@ -64,20 +69,26 @@ def marked_processes(mark: str) -> set[str]:
     return found
 
 
+_KINDS: dict[str, Callable[[], set[str]]] = {
+    "mounts": _mounts,
+    "loop devices": lambda: _lines("losetup", "--noheadings", "--output", "NAME,BACK-FILE"),
+    "network namespaces": lambda: _lines("ip", "netns", "list"),
+    "/run/livesnap": lambda: _files("/run/livesnap"),
+    "/usr/local": lambda: _tree("/usr/local"),
+    "/var/lib/livesnap": lambda: _tree("/var/lib/livesnap"),
+    "/dev/shm": lambda: _tree("/dev/shm"),
+    # The tests' libvirtd has its own.
+    "libvirt": lambda: _tree("/etc/libvirt") | _tree("/var/lib/libvirt") | _tree("/run/libvirt"),
+    "KSM": _ksm,
+}
+
+
 def take() -> dict[str, set[str]]:
-    """Everything but processes, as sets of names."""
-    return {
-        "mounts": _mounts(),
-        "loop devices": _lines("losetup", "--noheadings", "--output", "NAME,BACK-FILE"),
-        "network namespaces": _lines("ip", "netns", "list"),
-        "/run/livesnap": _files("/run/livesnap"),
-        "/usr/local": _tree("/usr/local"),
-        "/var/lib/livesnap": _tree("/var/lib/livesnap"),
-        "/dev/shm": _tree("/dev/shm"),
-        # The tests' libvirtd has its own.
-        "libvirt": _tree("/etc/libvirt") | _tree("/var/lib/libvirt") | _tree("/run/libvirt"),
-        "KSM": _ksm(),
-    }
+    """Everything but processes and what others change, as sets of names."""
+    others = set(filter(None, os.environ.get(OTHERS, "").split(",")))
+    if others - set(_KINDS):
+        raise ValueError(f"{OTHERS} names what is not compared: {others - set(_KINDS)}")
+    return {kind: find() for kind, find in _KINDS.items() if kind not in others}
 
 
 def difference(before: dict[str, set[str]], after: dict[str, set[str]]) -> list[str]:

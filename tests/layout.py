@@ -4,13 +4,16 @@
 
 from __future__ import annotations
 
+import fcntl
 import importlib.util
 import os
+import subprocess
 import sys
 from pathlib import Path
 
 REPO = Path(__file__).resolve().parent.parent
 COLLECTIONS = REPO / "build" / "collections"
+NATIVE = REPO / "native"
 
 
 def link_collection() -> None:
@@ -22,6 +25,25 @@ def link_collection() -> None:
     fresh = link.with_name(f"qemu.{os.getpid()}")
     fresh.symlink_to(REPO)
     fresh.replace(link)
+
+
+def make_native(target: str) -> None:
+    """Has native/ up to date; RuntimeError with make's words if it can't be built."""
+    build = NATIVE / "build"
+    build.mkdir(exist_ok=True)
+    # Tests that run side by side would write the same objects.
+    with (build / ".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        done = subprocess.run(
+            ["make", "-s", "-j2", "-C", str(NATIVE), target],
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=600,
+            check=False,
+        )
+    if done.returncode:
+        raise RuntimeError(f"make {target} failed:\n{done.stdout}{done.stderr}")
 
 
 def reach_libvirt() -> None:

@@ -23,6 +23,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 import footprint
+import lanes
 import layout
 import lint
 
@@ -54,9 +55,7 @@ def limit(tier: str) -> int:
     return LIMITS[tier] * (1 if os.environ.get("ROUNDS", "short") == "short" else 20)
 
 
-def run(
-    argv: list[str], log: Path, seconds: int, echo: bool = False, env: dict[str, str] | None = None
-) -> int:
+def run(argv: list[str], log: Path, seconds: int, env: dict[str, str] | None = None) -> int:
     """The exit code of a command whose output goes to a log; 124 when it took too long."""
     log.parent.mkdir(parents=True, exist_ok=True)
     with log.open("wb") as file:
@@ -65,7 +64,7 @@ def run(
             cwd=REPO,
             stdin=subprocess.DEVNULL,
             env={**os.environ, **(env or {})},
-            stdout=None if echo else file,
+            stdout=file,
             stderr=subprocess.STDOUT,
             start_new_session=True,
         )
@@ -234,32 +233,17 @@ def fuzz() -> Result:
     return Result("native::fuzz", "failed" if code else "passed", time.monotonic() - started)
 
 
-def pytest_tier(tier: str, extra: list[str]) -> list[Result]:
-    folder = REPO / "tests" / tier
-    if not list(folder.rglob("test_*.py")):
-        return []
-    report = BUILD / "results" / f"{tier}.xml"
-    report.parent.mkdir(parents=True, exist_ok=True)
-    report.unlink(missing_ok=True)
-    code = run(
-        [
-            str(BUILD / "venv/bin/python"),
-            "-m",
-            "pytest",
-            "-q",
-            "-rs",
-            "-p",
-            "no:cacheprovider",
-            f"--junitxml={report}",
-            "-o",
-            "junit_family=xunit2",
-            str(folder),
-            *extra,
-        ],
-        LOGS / f"{tier}.log",
-        limit(tier),
-        echo=True,
-    )
+def pytest_argv(path: Path, report: Path, extra: list[str]) -> list[str]:
+    python = str(BUILD / "venv/bin/python")
+    return [
+        *(python, "-m", "pytest", "-q", "-rs", "-p", "no:cacheprovider"),
+        *(f"--junitxml={report}", "-o", "junit_family=xunit2", str(path)),
+        *extra,
+    ]
+
+
+def pytest_results(tier: str, report: Path, code: int) -> list[Result]:
+    """What one pytest wrote down, and one more failure if it did not run to its end."""
     results = []
     if report.exists():
         for case in ET.parse(report).getroot().iter("testcase"):
@@ -277,6 +261,46 @@ def pytest_tier(tier: str, extra: list[str]) -> list[Result]:
     return results
 
 
+def run_pytest(name: str, tier: str, path: Path, extra: list[str], lane: bool) -> list[Result]:
+    """One pytest and its results, printed in a line; all that it said, where something failed."""
+    report = BUILD / "results" / f"{name.replace('/', '-')}.xml"
+    report.parent.mkdir(parents=True, exist_ok=True)
+    report.unlink(missing_ok=True)
+    log = LOGS / f"{name.replace('/', '-')}.log"
+    argv, env = pytest_argv(path, report, extra), {}
+    if lane:
+        argv = [str(lanes.LANE), *argv]
+        # Ends as no longer name goes on.
+        mark = f"{os.environ[footprint.MARK]}.{name}."
+        env = {footprint.OTHERS: lanes.OF_OTHERS[tier], footprint.MARK: mark}
+    started = time.monotonic()
+    code = run(argv, log, limit(tier), env=env)
+    found = pytest_results(tier, report, code)
+    outcomes = [result.outcome for result in found]
+    words = ", ".join(
+        f"{outcomes.count(word)} {word}"
+        for word in ("passed", "failed", "skipped")
+        if word in outcomes
+    )
+    print(f"{time.monotonic() - started:7.1f} s  {name}: {words or 'no tests'}", flush=True)
+    if "failed" in outcomes:
+        print(tail(log, 200), flush=True)
+    return found
+
+
+def lane_tiers(tiers: list[str], extra: list[str]) -> list[Result]:
+    """The tiers that run on real guests, two pieces at a time."""
+    beside, alone = lanes.pieces(tiers)
+
+    def one(piece: lanes.Piece) -> list[Result]:
+        return run_pytest(piece.name, piece.tier, piece.path, extra, lane=True)
+
+    with ThreadPoolExecutor(max_workers=2) as pool:
+        results = list(pool.map(one, beside))
+    results += map(one, alone)
+    return [result for found in results for result in found]
+
+
 def never_here() -> list[str]:
     """Rows of CANNOT_RUN.md: what no machine of these tests has run so far, and why."""
     rows = []
@@ -292,23 +316,30 @@ def never_here() -> list[str]:
     return rows
 
 
-def run_tier(tier: str, all_tiers: list[str], extra: list[str]) -> tuple[list[Result], str]:
-    """The results of a tier, and how long it took in words."""
+def run_tiers(tiers: list[str], all_tiers: list[str], extra: list[str]) -> tuple[list[Result], str]:
+    """The results of tiers that share a pool, and how long they took in words."""
     since = time.monotonic()
-    if tier == "lint":
+    if tiers == ["lint"]:
         found = lint_tier()
-    elif tier == "native":
+    elif tiers == ["unit"]:
+        found = run_pytest("unit", "unit", REPO / "tests" / "unit", extra, lane=False)
+    elif tiers == ["native"]:
         found = native_tier("guests" in all_tiers)
     else:
-        found = pytest_tier(tier, extra)
-    return found, f"{tier} {len(found)} tests in {(time.monotonic() - since) / 60:.1f} min"
+        found = lane_tiers(tiers, extra)
+    minutes = (time.monotonic() - since) / 60
+    return found, f"{' and '.join(tiers)} {len(found)} tests in {minutes:.1f} min"
 
 
-def groups(tiers: list[str]) -> list[list[str]]:
-    """Tiers that run at the same time: the last linter leaves a core to the unit tests. Pure."""
-    if {"lint", "unit"} <= set(tiers):
-        return [["lint", "unit"], *([tier] for tier in tiers if tier not in ("lint", "unit"))]
-    return [[tier] for tier in tiers]
+def groups(tiers: list[str]) -> list[list[list[str]]]:
+    """Steps, one after the other; in each, what begins together, as tiers that share a pool."""
+    steps = [
+        # The last linter leaves a core to the unit tests.
+        [[tier] for tier in ("lint", "unit") if tier in tiers],
+        [["native"]] if "native" in tiers else [],
+        [[tier for tier in ("guests", "integration") if tier in tiers]],
+    ]
+    return [step for step in steps if step and step[0]]
 
 
 def main() -> int:
@@ -324,9 +355,9 @@ def main() -> int:
     results: list[Result] = []
     took = []
     for group in groups(arguments):
-        print(f"== {' '.join(group)}", flush=True)
+        print(f"== {' '.join(tier for tiers in group for tier in tiers)}", flush=True)
         with ThreadPoolExecutor(len(group)) as pool:
-            for found, words in pool.map(lambda tier: run_tier(tier, arguments, extra), group):
+            for found, words in pool.map(lambda tiers: run_tiers(tiers, arguments, extra), group):
                 took.append(words)
                 results += found
     left = footprint.difference(before, footprint.take())

@@ -5,7 +5,6 @@
 from __future__ import annotations
 
 import os
-import subprocess
 import sys
 import uuid
 from collections.abc import Callable, Iterator
@@ -20,6 +19,7 @@ for entry in (Path(__file__).parent, Path(__file__).parents[1]):
         sys.path.insert(0, str(entry))
 
 import footprint  # noqa: E402
+import layout  # noqa: E402
 from ksm import Ksm, borrowed  # noqa: E402
 from lab import Domain, Guest, Libvirtd  # noqa: E402
 from taking import TestStore  # noqa: E402
@@ -27,13 +27,7 @@ from taking import TestStore  # noqa: E402
 
 @pytest.fixture(scope="session", autouse=True)
 def same_machine() -> Iterator[None]:
-    """Processes, mounts, loop devices, namespaces, /run/livesnap, /usr/local are as before.
-
-    LIVESNAP_SHARED_MACHINE=1 leaves it out: others at work on the machine would be seen as well.
-    """
-    if os.environ.get("LIVESNAP_SHARED_MACHINE"):
-        yield
-        return
+    """Processes, mounts, loop devices, namespaces, /run/livesnap, /usr/local are as before."""
     mark = os.environ.setdefault(footprint.MARK, str(uuid.uuid4()))
     before = footprint.take()
     running = footprint.marked_processes(mark)
@@ -46,11 +40,8 @@ def same_machine() -> Iterator[None]:
 @pytest.fixture(scope="session")
 def helper() -> Path:
     """livesnap-helper, built of these sources."""
-    native = Path(__file__).parents[2] / "native"
-    done = subprocess.run(["make", "-s", "-j2", "-C", str(native)],
-                          capture_output=True, text=True, timeout=600, check=False)
-    assert done.returncode == 0, done.stdout + done.stderr
-    return native / "build" / "livesnap-helper"
+    layout.make_native("all")
+    return layout.NATIVE / "build" / "livesnap-helper"
 
 
 @pytest.fixture

@@ -21,6 +21,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
+import layout
 from ansible_collections.livesnap.qemu.plugins.module_utils._bracket.api import (
     SnapshotSpec,
     take_snapshot,
@@ -33,17 +34,14 @@ from ansible_collections.livesnap.qemu.plugins.module_utils._restore.restore imp
 from lab import Domain, Guest, Reach, disk_state, judge, ram_state
 
 T = TypeVar("T")
-REPO = Path(__file__).resolve().parents[2]
 
 
 @functools.cache
 def helper(faults: bool = False) -> str:
     """livesnap-helper, built if it is not up to date; with faults the build for tests."""
-    subprocess.run(
-        ["make", "-s", "-C", str(REPO / "native"), "faults" if faults else "all"],
-        stdin=subprocess.DEVNULL, check=True, timeout=600)
+    layout.make_native("faults" if faults else "all")
     name = "livesnap-helper-faults" if faults else "livesnap-helper"
-    return str(REPO / "native" / "build" / name)
+    return str(layout.NATIVE / "build" / name)
 
 
 class TestStore:

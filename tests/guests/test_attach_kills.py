@@ -15,11 +15,11 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import layout
 import pytest
 from capture_by_hand import Capture, CaptureFailed
 from lab import Guest
 
-NATIVE = Path(__file__).resolve().parents[2] / "native"
 DEVICE = "livesnap-test-uffd"
 LS_ABORTED = 3
 # Calls that only one way makes; every other step is on all of them.
@@ -35,8 +35,8 @@ _tested: set[str] = set()
 @pytest.fixture(scope="module")
 def faulty() -> Path:
     """The helper with fault points."""
-    subprocess.run(["make", "-s", "-j2", "-C", str(NATIVE), "faults"], check=True, timeout=600)
-    return NATIVE / "build" / "livesnap-helper-faults"
+    layout.make_native("faults")
+    return layout.NATIVE / "build" / "livesnap-helper-faults"
 
 
 @pytest.fixture(scope="module")

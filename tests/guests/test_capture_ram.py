@@ -13,18 +13,17 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import layout
 import pytest
 from capture_by_hand import Capture, CaptureFailed
 from lab import Guest, disk_state, judge, ram_state
-
-NATIVE = Path(__file__).resolve().parents[2] / "native"
 
 
 @pytest.fixture(scope="module")
 def faulty() -> Path:
     """The helper with fault points and sabotage."""
-    subprocess.run(["make", "-s", "-j2", "-C", str(NATIVE), "faults"], check=True, timeout=600)
-    return NATIVE / "build" / "livesnap-helper-faults"
+    layout.make_native("faults")
+    return layout.NATIVE / "build" / "livesnap-helper-faults"
 
 
 def snapshot(helper: Path, guest: Guest, folder: Path, **options: Any) -> dict[str, Any]:

@@ -17,19 +17,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import layout
 import pytest
 from lab import AgentError, DiskSpec, Guest
 from lab.reach import Reach
 from ramblocks import Block, find_blocks, read_block
 
-NATIVE = Path(__file__).resolve().parents[2] / "native"
 CODECS = ("none", "lz4", "zstd")
 
 
 def make(target: str) -> Path:
-    subprocess.run(["make", "-s", "-j2", f"build/plain/{target}"], cwd=NATIVE, check=True,
-                   timeout=300, stdout=subprocess.DEVNULL)
-    return NATIVE / "build" / "plain" / target
+    layout.make_native(f"build/plain/{target}")
+    return layout.NATIVE / "build" / "plain" / target
 
 
 @pytest.fixture(scope="module")

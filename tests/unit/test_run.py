@@ -4,15 +4,19 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import time
 from pathlib import Path
 
+import pytest
+
 REPO = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(REPO / "tests"))
 
 import footprint  # noqa: E402
+import lanes  # noqa: E402
 import run as runner  # noqa: E402
 
 CMOCKA = """[==========] Running 3 test(s).
@@ -77,3 +81,51 @@ def test_a_detached_process_is_found_by_its_mark() -> None:
         process.kill()
         process.wait()
     assert not footprint.marked_processes("of-this-test")
+
+
+def test_a_lane_leaves_out_what_others_change(monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = set(footprint.take())
+    monkeypatch.setenv(footprint.OTHERS, "KSM,/dev/shm")
+    assert set(footprint.take()) == whole - {"KSM", "/dev/shm"}
+    monkeypatch.setenv(footprint.OTHERS, "KSN")
+    with pytest.raises(ValueError, match="KSN"):
+        footprint.take()
+    for kinds in lanes.OF_OTHERS.values():
+        assert set(kinds.split(",")) < whole
+
+
+def test_every_file_of_guests_is_in_one_piece() -> None:
+    beside, alone = lanes.pieces(["guests", "integration"])
+    paths = [piece.path for piece in beside + alone]
+    assert sorted(paths) == sorted(
+        [*(REPO / "tests" / "guests").glob("test_*.py"), REPO / "tests" / "integration"]
+    )
+    assert len({piece.name for piece in beside + alone}) == len(paths)
+    assert lanes.pieces(["integration"])[1] == []
+
+
+def test_steps_hold_every_tier_once() -> None:
+    tiers = ["lint", "unit", "native", "guests", "integration"]
+    assert runner.groups(tiers) == [[["lint"], ["unit"]], [["native"]], [["guests", "integration"]]]
+    assert runner.groups(["guests"]) == [[["guests"]]]
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="a mount namespace needs root")
+def test_a_lane_has_a_run_of_its_own(tmp_path: Path) -> None:
+    name = f"livesnap-lane-{os.getpid()}"
+    words = subprocess.run(
+        [
+            str(lanes.LANE),
+            "sh",
+            "-c",
+            f"touch /run/{name} && ls /run && echo ${{LIVESNAP_LANE-no}}",
+        ],
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=10,
+    ).stdout.split()
+    assert name in words and words[-1] == "no"
+    assert not Path("/run", name).exists()
+    failed = subprocess.run([str(lanes.LANE), "sh", "-c", "exit 7"], check=False, timeout=10)
+    assert failed.returncode == 7

@@ -13,6 +13,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 import uuid
 import xml.etree.ElementTree as ET
@@ -43,12 +44,27 @@ VARIANTS = {
 FAULT_PROGRAMS = {"test_attach", "test_attach_qemu", "test_fault", "test_lost_page"}
 
 
+# Leaders of the sessions that commands run in, and whether the user wants all of it to end.
+running: set[int] = set()
+interrupted = threading.Event()
+
+
 @dataclass
 class Result:
     name: str
     outcome: str  # passed, failed or skipped
     seconds: float = 0.0
     reason: str = ""
+
+
+def interrupt(*_signal: object) -> None:
+    """Begins nothing more; what runs gets the interrupt, and so puts things back."""
+    interrupted.set()
+    for leader in list(running):
+        try:
+            os.killpg(leader, signal.SIGINT)
+        except ProcessLookupError:
+            pass
 
 
 def limit(tier: str) -> int:
@@ -59,6 +75,9 @@ def run(argv: list[str], log: Path, seconds: int, env: dict[str, str] | None = N
     """The exit code of a command whose output goes to a log; 124 when it took too long."""
     log.parent.mkdir(parents=True, exist_ok=True)
     with log.open("wb") as file:
+        if interrupted.is_set():
+            file.write(b"interrupted before it began\n")
+            return 130
         process = subprocess.Popen(
             argv,
             cwd=REPO,
@@ -68,12 +87,14 @@ def run(argv: list[str], log: Path, seconds: int, env: dict[str, str] | None = N
             stderr=subprocess.STDOUT,
             start_new_session=True,
         )
+        running.add(process.pid)
         try:
             return process.wait(timeout=seconds)
         except subprocess.TimeoutExpired:
             file.write(f"\nended after {seconds} s\n".encode())
             return 124
         finally:
+            running.discard(process.pid)
             try:
                 os.killpg(process.pid, signal.SIGKILL)
             except ProcessLookupError:
@@ -350,6 +371,7 @@ def main() -> int:
     whole = len(arguments) > 1
     mark = str(uuid.uuid4())
     os.environ[footprint.MARK] = mark
+    signal.signal(signal.SIGINT, interrupt)
     before = footprint.take()
     started = time.monotonic()
     results: list[Result] = []

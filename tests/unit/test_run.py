@@ -5,9 +5,12 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
+import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -60,6 +63,22 @@ def test_a_program_that_dies_without_a_word_has_failed(tmp_path: Path) -> None:
 
 def test_a_command_that_hangs_is_ended(tmp_path: Path) -> None:
     assert runner.run(["sleep", "60"], tmp_path / "log", 1) == 124
+
+
+def test_an_interrupt_ends_what_runs_and_begins_nothing_more(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(runner, "interrupted", threading.Event())
+    with ThreadPoolExecutor(1) as pool:
+        code = pool.submit(runner.run, ["sleep", "60"], tmp_path / "log", 50)
+        deadline = time.monotonic() + 5
+        while not runner.running:
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        runner.interrupt()
+        assert code.result(timeout=5) == -signal.SIGINT
+    assert runner.run(["touch", str(tmp_path / "begun")], tmp_path / "log", 5) == 130
+    assert not (tmp_path / "begun").exists()
 
 
 def test_footprint_names_what_appeared_and_what_went() -> None:

@@ -6,6 +6,15 @@
 #include <string.h>
 #include <zstd.h>
 
+/*
+ * Where in a page a frame begins. LZ4 copies what does not compress behind its header, and a copy
+ * to a few bytes further in the page than it comes from takes four times as long (rep movsb on AMD:
+ * 1.4 against 5 GB/s for random pages).
+ */
+#define FRAME_AT (LS_PAGE / 2)
+/* LZ4's acceleration 2: a sixth less time for a thirtieth more bytes, on the memory of programs. */
+#define LZ4_LEVEL (-1)
+
 struct ls_image_codec {
     enum ls_codec codec;
     int level;
@@ -42,7 +51,7 @@ static void lz4_preferences(const struct ls_image_codec *c, size_t length, LZ4F_
     p->frameInfo.blockSizeID = LZ4F_max4MB; /* a run is one block */
     p->frameInfo.blockMode = LZ4F_blockIndependent;
     p->frameInfo.contentSize = length;
-    p->compressionLevel = c->level;
+    p->compressionLevel = c->level ? c->level : LZ4_LEVEL;
     p->autoFlush = 1;
 }
 
@@ -58,7 +67,7 @@ struct ls_image_codec *ls_image_codec_new(enum ls_codec codec, int level)
     lz4_preferences(c, LS_CODEC_SCRATCH, &p);
     c->stored_size = LZ4F_compressFrameBound(LS_CODEC_SCRATCH, &p);
     c->stored_size = (c->stored_size + LS_PAGE - 1) / LS_PAGE * LS_PAGE;
-    c->stored = aligned_alloc(LS_PAGE, c->stored_size);
+    c->stored = aligned_alloc(LS_PAGE, c->stored_size + LS_PAGE);
     c->pages = aligned_alloc(LS_PAGE, LS_CODEC_SCRATCH);
     if (!c->stored || !c->pages)
         goto fail;
@@ -99,19 +108,22 @@ void *ls_codec_pages(struct ls_image_codec *c)
     return c->pages;
 }
 
-size_t ls_codec_compress(struct ls_image_codec *c, const void *data, size_t length)
+size_t ls_codec_compress(struct ls_image_codec *c, const void *data, size_t length,
+                         const void **frame)
 {
+    uint8_t *to = (uint8_t *)c->stored + FRAME_AT;
     size_t n;
 
+    *frame = to;
     if (c->codec == LS_CODEC_LZ4) {
         LZ4F_preferences_t p;
 
         lz4_preferences(c, length, &p);
-        n = LZ4F_compressFrame(c->stored, c->stored_size, data, length, &p);
+        n = LZ4F_compressFrame(to, c->stored_size, data, length, &p);
         return LZ4F_isError(n) || n >= length ? 0 : n;
     }
     if (c->codec == LS_CODEC_ZSTD) {
-        n = ZSTD_compress2(c->zc, c->stored, length - 1, data, length);
+        n = ZSTD_compress2(c->zc, to, length - 1, data, length);
         return ZSTD_isError(n) ? 0 : n;
     }
     return 0;

@@ -13,10 +13,12 @@ void *ls_codec_stored(struct ls_image_codec *c);
 void *ls_codec_pages(struct ls_image_codec *c);
 
 /*
- * Compresses into ls_codec_stored. Returns the frame's length, or 0 where it would not be shorter
- * than the data (or the codec is none): such data is stored as it is.
+ * Compresses data that begins at a page. Returns the frame's length, and where it is until the next
+ * call, or 0 where it would not be shorter than the data (or the codec is none): such data is
+ * stored as it is.
  */
-size_t ls_codec_compress(struct ls_image_codec *c, const void *data, size_t length);
+size_t ls_codec_compress(struct ls_image_codec *c, const void *data, size_t length,
+                         const void **frame);
 
 /* Decompresses one whole frame of `codec` to exactly `length` bytes, or returns -1 without a
  * message: the frame is not what a writer made. */

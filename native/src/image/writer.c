@@ -183,12 +183,13 @@ static int put_data(struct ls_image_writer *w, struct ls_image_codec *c, uint32_
         r.checksum = XXH3_64bits(data, length);
         ret = ls_append_place(&w->file, data, length, r.file_offset, ls_codec_stored(c), err);
     } else {
-        size_t n = ls_codec_compress(c, data, length);
+        const void *frame;
+        size_t n = ls_codec_compress(c, data, length, &frame);
 
         if (n > 0) {
             r.codec = (uint8_t)w->head.codec;
             r.stored = (uint32_t)n;
-            stored = ls_codec_stored(c);
+            stored = frame;
         }
         r.checksum = XXH3_64bits(stored, r.stored);
         ret = ls_append(&w->file, stored, r.stored, &r.file_offset, err);

@@ -18,19 +18,28 @@ display = Display()
 
 # Reads manifests only.
 WITHOUT_HELPER = {"livesnap_info"}
-# Takes long enough to be worth a line now and then.
-WITH_PROGRESS = {"livesnap"}
+# Takes long enough to be worth a line now and then: how its option calls the snapshot, what is told
+# of it, and what becomes of it when its process was killed.
+WITH_PROGRESS = {
+    "livesnap": (
+        "name",
+        "snapshot {snapshot} of {guest}",
+        "The process that made snapshot '{snapshot}' of guest '{guest}' was killed on the target. "
+        "If the instant had passed, the snapshot completes on its own; if not, the guest was set "
+        "free. livesnap_info shows which, and the next run recovers what was left",
+    ),
+    "livesnap_verify": (
+        "snapshot",
+        "check of snapshot {snapshot} of {guest}",
+        "The process that checked snapshot '{snapshot}' of guest '{guest}' was killed on the "
+        "target. There is no verdict; the next check goes on from where it was",
+    ),
+}
 # Seconds after which Ansible's own wrapper would end a module that has no time limit of its own: a
 # week.
 NO_LIMIT = 604800
 # How often in a row the target may fail to answer a poll before that is the task's failure.
 LOST_POLLS = 5
-
-KILLED = (
-    "The process that made snapshot '{snapshot}' of guest '{guest}' was killed on the target. "
-    "If the instant had passed, the snapshot completes on its own; if not, the guest was set free. "
-    "livesnap_info shows which, and the next run recovers what was left"
-)
 
 
 class ActionModule(ActionBase):
@@ -146,7 +155,8 @@ class ActionModule(ActionBase):
     ) -> None:
         steps = _progress.Steps()
         host = task_vars.get("inventory_hostname", "")
-        guest, snapshot = arguments.get("guest"), arguments.get("name")
+        option, what, killed = WITH_PROGRESS[self._task.action.rpartition(".")[2]]
+        guest, snapshot = arguments.get("guest"), arguments.get(option)
         lost = 0
         for wait in _progress.waits():
             # Forks that began together need not all ask at the same moment.
@@ -168,11 +178,12 @@ class ActionModule(ActionBase):
                     and steps.due(float(one["percent"]))
                 ):
                     display.display(
-                        f"{host}: snapshot {snapshot} of {guest}: {float(one['percent']):.0f} %",
+                        f"{host}: {what.format(guest=guest, snapshot=snapshot)}: "
+                        f"{float(one['percent']):.0f} %",
                         color="cyan",
                     )
             if state == "gone":
-                raise AnsibleActionFail(KILLED.format(guest=guest, snapshot=snapshot))
+                raise AnsibleActionFail(killed.format(guest=guest, snapshot=snapshot))
             if state != "running":
                 return
 

@@ -119,6 +119,15 @@ RESTORE: tuple[Option, ...] = (
     Option("lock_timeout", "int", 60),
 )
 
+VERIFY: tuple[Option, ...] = (
+    GUEST,
+    Option("snapshot", "str", required=True, role=False),
+    STORE,
+    Option("level", "str", "structure", ("checksum", "structure")),
+    Option("max_age", "str"),
+    Option("lock_timeout", "int", 60),
+)
+
 RECOVER: tuple[Option, ...] = (
     STORE,
     Option("guest", "str"),
@@ -178,6 +187,7 @@ MODULES: dict[str, tuple[Option, ...]] = {
     "livesnap_prune": PRUNE,
     "livesnap_recover": RECOVER,
     "livesnap_restore": RESTORE,
+    "livesnap_verify": VERIFY,
 }
 
 # Set by the action plugin, never by users; Ansible leaves options that begin with an underscore

@@ -64,10 +64,11 @@ snapshots:
           type: dict
           sample: {"pid": 4711, "since": "2026-11-23T01:00:02.100000Z"}
     verdicts:
-      description: What later checks of the snapshot came to, the newest last.
+      description:
+        - What later checks of the snapshot came to, the newest last. Each is as RV(livesnap.qemu.livesnap_verify#module:verdict) describes.
       type: list
       elements: dict
-      sample: [{"at": "2026-11-23T03:00:00Z", "kind": "images", "ok": true, "detail": ""}]
+      sample: [{"level": "structure", "result": "passed", "when": "2026-11-23T03:00:41.250000Z", "version": "0.1.0", "evidence": {}}]
     problem:
       description: Why the snapshot can't be used. Null when it can.
       type: str

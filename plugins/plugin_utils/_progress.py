@@ -46,7 +46,7 @@ def poll_line(results_file: str, job: str, seconds: float) -> str:
         "[ $state = running ] && [ $n -gt 0 ] || break; n=$((n-1)); sleep 0.25; done; "
         f"if [ $state = running ] && ! {alive}; then {look}; [ $state = done ] || state=gone; fi; "
         'echo "state=$state"; '
-        f"for f in {RUN_ROOT}/guest/*/progress.json; do "
+        f"for f in {RUN_ROOT}/guest/*/progress.json {RUN_ROOT}/verify/*/*/progress.json; do "
         'if [ -f "$f" ]; then tr -d "\\n" <"$f"; echo; fi; done; :'
     )
 

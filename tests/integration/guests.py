@@ -15,6 +15,7 @@ HOST_INFO = "livesnap.qemu.livesnap_host_info"
 CLONE = "livesnap.qemu.livesnap_clone"
 PRUNE = "livesnap.qemu.livesnap_prune"
 RECOVER = "livesnap.qemu.livesnap_recover"
+VERIFY = "livesnap.qemu.livesnap_verify"
 
 
 def entry(guest: Guest, name: str, **options: Any) -> dict[str, Any]:

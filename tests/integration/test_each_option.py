@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 import yaml
-from guests import CLONE, HOST_INFO, INFO, MODULE, RECOVER, entry, files, info
+from guests import CLONE, HOST_INFO, INFO, MODULE, RECOVER, VERIFY, entry, files, info
 from lab import DiskSpec, Guest
 from runs import Controller, Run, local, play
 
@@ -274,6 +274,39 @@ def test_info(prepared: Controller, store: Path, whole: dict[str, Any]) -> None:
     wrong = prepared.playbook(local(), play(info(store, query="[?")))
     assert wrong.code != 0
     assert "'[?'" in wrong.one(INFO)["msg"]
+
+
+def test_verify(
+    prepared: Controller, guest: Guest, store: Path, whole: dict[str, Any]
+) -> None:
+    take(prepared, guest, store, "proven", freeze="never").good()
+    given = {"guest": "web1", "snapshot": "proven", "store": str(store), "level": "checksum"}
+
+    def ask(*more: str, **options: Any) -> Run:
+        return prepared.playbook(
+            local(), play({"name": "Verify", VERIFY: {**given, **options}}), *more
+        )
+
+    before = files(store)
+    predicted = ask("--check", lock_timeout=1).good().one(VERIFY)
+    assert (predicted["changed"], predicted["verdict"]) == (True, None)
+    assert files(store) == before
+    done = ask().good()
+    assert undocumented(returned("livesnap_verify"), own(done.one(VERIFY))) == []
+    assert done.one(VERIFY)["verdict"]["result"] == "passed"
+    found = prepared.playbook(local(), play(info(store))).good().one(INFO)
+    snapshot = next(each for each in found["snapshots"] if each["name"] == "proven")
+    assert snapshot["verdicts"] == [done.one(VERIFY)["verdict"]]
+    assert ask().good().one(VERIFY)["changed"] is False
+    assert ask(max_age="0h").good().one(VERIFY)["changed"] is True
+    image = store / "web1" / "proven" / "ram.lsnap"
+    with image.open("r+b") as file:
+        file.seek(-1, 2)
+        file.write(b"!")
+    bad = ask(max_age="0h")
+    assert bad.code != 0
+    assert "did not pass 'checksum'" in bad.one(VERIFY)["msg"]
+    assert bad.one(VERIFY)["verdict"]["result"] == "failed"
 
 
 def test_clone(prepared: Controller, store: Path, whole: dict[str, Any]) -> None:

@@ -93,6 +93,14 @@ def test_livesnap_host_info(prepared: Controller, web1: Guest, store: Path) -> N
     assert asked["host"]["guests"][0]["engines"]["uffd"]["possible"] is True
 
 
+def test_livesnap_verify(prepared: Controller, web1: Guest, store: Path) -> None:
+    found = run(prepared, store, examples("modules", "livesnap_verify"))
+    checked, monthly = found.values()
+    assert (checked["changed"], monthly["changed"]) == (True, False)
+    assert checked["verdict"] == monthly["verdict"]
+    assert checked["verdict"]["result"] == "passed"
+
+
 def test_livesnap_clone(prepared: Controller, web1: Guest, store: Path) -> None:
     # The third is of a libvirt domain: test_libvirt.py.
     found = run(prepared, store, examples("modules", "livesnap_clone")[:2])

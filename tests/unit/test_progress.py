@@ -74,3 +74,16 @@ def test_progress_that_is_half_written_is_left_for_the_next_poll() -> None:
 def test_what_is_no_job_never_reaches_a_shell(job: str) -> None:
     with pytest.raises(ValueError, match="job id"):
         _progress.poll_line("/x", job, 1)
+
+
+def test_progress_of_snapshots_and_of_checks_is_found(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_progress, "RUN_ROOT", str(tmp_path))
+    for folder, name in (("guest/7-1", "made"), ("verify/web1/checked", "checked")):
+        (tmp_path / folder).mkdir(parents=True)
+        (tmp_path / folder / "progress.json").write_text(f'{{\n"name": "{name}"}}\n')
+    (tmp_path / "job").write_text("{}")
+    line = _progress.poll_line(str(tmp_path / "job"), "j1.2", 1)
+    done = subprocess.run(["/bin/sh", "-c", line], capture_output=True, text=True, check=True)
+    assert [one["name"] for one in _progress.read_poll(done.stdout)[1]] == ["made", "checked"]

@@ -246,7 +246,7 @@ def test_a_running_clone_keeps_what_it_stands_on(store: Store) -> None:
 
 
 def test_newest_and_newest_verified_stay_and_pins_count(store: Store) -> None:
-    good = {"verdicts": [{"at": "x", "kind": "images", "ok": True, "detail": ""}]}
+    good = {"verdicts": [{"level": "structure", "result": "passed"}]}
     put(store, "s0", 1)
     put(store, "s1", 2, state=good)
     put(store, "s2", 3, state={"pinned": True})
@@ -262,9 +262,9 @@ def test_newest_and_newest_verified_stay_and_pins_count(store: Store) -> None:
 def test_keep_when_sees_what_info_returns(store: Store) -> None:
     put(store, "s0", 1)
     put(store, "s1", 2, schedule="nightly")
-    put(store, "s2", 3, state={"verdicts": [{"kind": "drill", "ok": True}]})
+    put(store, "s2", 3, state={"verdicts": [{"level": "drill", "result": "passed"}]})
     put(store, "s3", 4)
-    prune(store, keep_when="schedule == 'nightly' || verdicts[?ok]")
+    prune(store, keep_when="schedule == 'nightly' || verdicts[?result == 'passed']")
     assert names(store) == ["s0", "s1", "s2"]
     for wrong in ("schedule ==", "contains(schedule, 'x')"):
         with pytest.raises(RefusedError, match=r"keep_when '.*'"):

@@ -308,14 +308,26 @@ def test_groups_never_mix_guests() -> None:
     ("verdicts", "expected"),
     [
         ([], False),
-        ([{"kind": "images", "ok": True}], True),
-        (["images"], False),
-        ([{"kind": "images", "ok": False}, {"kind": "images", "ok": True}], True),
-        ([{"kind": "drill", "ok": False}, {"kind": "images", "ok": True}], False),
-        ([{"kind": "images", "ok": 1}], False),
+        ([{"level": "structure", "result": "passed"}], True),
+        (["structure"], False),
+        (
+            [
+                {"level": "structure", "result": "failed"},
+                {"level": "structure", "result": "passed"},
+            ],
+            True,
+        ),
+        (
+            [
+                {"level": "drill", "result": "failed"},
+                {"level": "structure", "result": "passed"},
+            ],
+            False,
+        ),
+        ([{"level": "structure", "result": True}], False),
     ],
 )
-def test_verified_is_the_newest_verdict_of_each_kind(verdicts: list[Any], expected: bool) -> None:
+def test_verified_is_the_newest_verdict_of_each_level(verdicts: list[Any], expected: bool) -> None:
     assert is_verified(verdicts) is expected
 
 

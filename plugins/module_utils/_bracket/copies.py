@@ -3,14 +3,17 @@
 """The copies of the disks while the guest runs, watched over a socket that others need, too.
 
 QEMU serves one client a QMP socket, and a copy can take hours: after the first seconds the owner
-connects, asks, and lets go. libvirt serves many.
+connects, asks, and lets go. libvirt serves many. Their checksums are made when they are complete,
+while RAM may still be on its way.
 """
 
 from __future__ import annotations
 
 import time
+from typing import Any, Optional
 
 from ansible_collections.livesnap.qemu.plugins.module_utils._bracket.run import Run
+from ansible_collections.livesnap.qemu.plugins.module_utils._closing import Closing
 from ansible_collections.livesnap.qemu.plugins.module_utils._connection.connection import (
     Connection,
 )
@@ -21,15 +24,18 @@ from ansible_collections.livesnap.qemu.plugins.module_utils._errors import (
     QmpConnectError,
     QmpError,
 )
+from ansible_collections.livesnap.qemu.plugins.module_utils._store import sums
 
 #: How often the jobs are asked for at first, and later; when later begins. Seconds.
 _POLL, _POLL_LATER, _LATER = 0.25, 1.0, 2.0
 #: So many failures to connect in a row are the end, unless somebody else just holds the socket.
 #: libvirtd may be restarted meanwhile.
 _LOST = 60
+#: Threads that make checksums of copies.
+_THREADS = 2
 
 
-class Copies:
+class Copies(Closing):
     """What becomes of a run's disk copies; run.disk_entries has them at the end."""
 
     def __init__(self, run: Run) -> None:
@@ -38,6 +44,8 @@ class Copies:
         self._begun = time.monotonic()
         self._next = self._begun
         self._lost = 0
+        self._entries: list[dict[str, Any]] = []
+        self._digests: Optional[sums.Digests] = None
         #: (bytes copied, bytes in all)
         self.counts = (0, 0)
         self.done = run.backup is None
@@ -46,6 +54,11 @@ class Copies:
 
     def look(self) -> None:
         """Ask, if it is time to. Raises LivesnapError when a copy failed or QEMU ended."""
+        if self._digests is not None:
+            if not self.done and self._digests.finished():
+                self._run.disk_entries = sums.added(self._entries, self._digests)
+                self.done = True
+            return
         now = time.monotonic()
         backup = self._run.backup
         if self.done or backup is None or now < self._next:
@@ -65,10 +78,15 @@ class Copies:
         self.counts = (copied, total)
         if finished:
             self._run.timings["disk_copy_s"] = round(time.monotonic() - self._begun, 3)
-            self._run.disk_entries = backup.finish(qmp)
-            self.done = True
-        if self.done or (later and qmp.exclusive):
+            self._entries = backup.finish(qmp)
+            self._digests = sums.of_disks(self._run.place(), self._entries, _THREADS)
+        if finished or (later and qmp.exclusive):
             qmp.close()
+
+    def close(self) -> None:
+        """End what is still being read of the copies."""
+        if self._digests is not None:
+            self._digests.close()
 
     def _disconnected(self, err: QmpError) -> None:
         if not self._run.process.alive():

@@ -45,11 +45,14 @@ from ansible_collections.livesnap.qemu.plugins.module_utils._store import (
     names,
     rundir,
     status,
+    sums,
 )
 from ansible_collections.livesnap.qemu.plugins.module_utils._store.layout import Store
 
 #: Seconds between looks for a QEMU that was started, and between notes of progress.
 _POLL = 0.5
+#: Threads that make checksums of copies.
+_THREADS = 2
 
 
 def take(spec: SnapshotSpec, link: Link, store: Store, key: str) -> dict[str, Any]:
@@ -98,6 +101,7 @@ def _make(run: _Run, store: Store, started: str, begun: float) -> dict[str, Any]
         disks = run.copy(run.folder, locks)
         timings["disk_copy_s"] = round(time.monotonic() - copied, 3)
         run.unchanged(locks)
+    disks = run.with_checksums(run.folder, disks)
     run.step("publish")
     timings["total_s"] = round(time.monotonic() - begun, 3)
     fields = run.fields(run.folder, disks)
@@ -185,6 +189,15 @@ class _Run:
             found.append(entry(disk, file, info.st_size, info.st_blocks * 512))
             done += disk.virtual_bytes
         return found
+
+    def with_checksums(self, folder: Path, disks: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        """disks[] of the manifest with the checksums of the copies."""
+        with sums.of_disks(folder, disks, _THREADS) as digests:
+            while not digests.finished():
+                self._check()
+                self._limit.left(1.0)
+                time.sleep(_POLL / 10)
+            return sums.added(disks, digests)
 
     def _watch(self, locks: Sequence[ImageLock], done: int, total: int) -> None:
         self._check()

@@ -35,29 +35,30 @@ def sweep(run: Run) -> None:
     copies = Copies(run)
     next_thaw = begun + _THAW_EVERY
     stopped_at = begun
-    while not (ram and copies.done):
-        run.check()
-        limit.left(1.0)
-        if not ram:
-            if run.capture is None:
-                raise AssertionError
-            ram = run.capture.poll(_POLL)
-            stopped = run.capture.stopped()
-            if not stopped:
-                stopped_at = time.monotonic()
-            elif time.monotonic() - stopped_at > _STOPPED_LIMIT:
-                raise HelperError(f"the helper's {stopped} was stopped by a signal")
-            if ram:
-                run.timings["sweep_s"] = round(time.monotonic() - begun, 3)
-        else:
-            time.sleep(_POLL)
-        copies.look()
-        if run.frozen and time.monotonic() >= next_thaw:
-            next_thaw = time.monotonic() + _THAW_EVERY
-            with contextlib.suppress(AgentError):
-                quiet.thaw_once(run, 0.5)
-            quiet.drop_agent(run)
-        _tell(run, *copies.counts)
+    with copies:
+        while not (ram and copies.done):
+            run.check()
+            limit.left(1.0)
+            if not ram:
+                if run.capture is None:
+                    raise AssertionError
+                ram = run.capture.poll(_POLL)
+                stopped = run.capture.stopped()
+                if not stopped:
+                    stopped_at = time.monotonic()
+                elif time.monotonic() - stopped_at > _STOPPED_LIMIT:
+                    raise HelperError(f"the helper's {stopped} was stopped by a signal")
+                if ram:
+                    run.timings["sweep_s"] = round(time.monotonic() - begun, 3)
+            else:
+                time.sleep(_POLL)
+            copies.look()
+            if run.frozen and time.monotonic() >= next_thaw:
+                next_thaw = time.monotonic() + _THAW_EVERY
+                with contextlib.suppress(AgentError):
+                    quiet.thaw_once(run, 0.5)
+                quiet.drop_agent(run)
+            _tell(run, *copies.counts)
 
 
 def _tell(run: Run, disk_done: int, disk_total: int) -> None:

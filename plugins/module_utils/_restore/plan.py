@@ -4,7 +4,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import time
 import uuid
 from dataclasses import dataclass, field, replace
@@ -16,7 +15,6 @@ from ansible_collections.livesnap.qemu.plugins.module_utils._bracket.spec import
 from ansible_collections.livesnap.qemu.plugins.module_utils._errors import (
     QmpConnectError,
     RefusedError,
-    StoreError,
 )
 from ansible_collections.livesnap.qemu.plugins.module_utils._guest.address import (
     DomainAddress,
@@ -137,15 +135,7 @@ def read_snapshot(store: Store, guest: str, name: str) -> tuple[Path, dict[str, 
             f"switch the guest off, and copy its disks from '{folder / 'disks'}'",
             "no_memory",
         )
-    for about in (fields["devices"], fields.get("domain")):
-        if about is not None:
-            data = files.read_regular(folder / about["file"], 1 << 30)
-            if hashlib.sha256(data).hexdigest() != about["sha256"]:
-                raise StoreError(
-                    f"'{folder / about['file']}' does not have the checksum that its manifest"
-                    " names: it was damaged",
-                    "use another snapshot",
-                )
+    manifest.check_contents(folder, fields)
     return folder, fields
 
 

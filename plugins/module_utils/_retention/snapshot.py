@@ -24,7 +24,7 @@ class Snapshot:
     schedule: Optional[str] = None
     labels: tuple[str, ...] = ()
     pinned: bool = False
-    #: Whether it passed the latest of each kind of check that it went through, at least one.
+    #: Whether it passed the latest check of each level that it went through, at least one.
     verified: bool = False
     #: Complete, with a manifest that holds.
     sound: bool = True
@@ -74,7 +74,7 @@ def _problem(info: Mapping[str, Any]) -> str:
 
 
 def is_verified(verdicts: Sequence[Any]) -> bool:
-    """Whether the newest verdict of each kind is good, of at least one (docs/manifest.md).
+    """Whether the newest verdict of each level is good, of at least one (docs/manifest.md).
 
     status.json is not trusted: what is no verdict counts as a bad one.
     """
@@ -82,5 +82,5 @@ def is_verified(verdicts: Sequence[Any]) -> bool:
     for verdict in verdicts:
         if not isinstance(verdict, dict):
             return False
-        newest[str(verdict.get("kind"))] = verdict.get("ok") is True
+        newest[str(verdict.get("level"))] = verdict.get("result") == "passed"
     return bool(newest) and all(newest.values())

@@ -31,18 +31,21 @@ RETURNED = (
     "schedule",
     "slot",
 )
-_ONLY_IN_MANIFEST = ("gpa", "ramblock")
+_ONLY_IN_MANIFEST = ("gpa", "ramblock", "checksums")
 
 
 def describe(fields: Mapping[str, Any], state: Mapping[str, Any], path: str) -> dict[str, Any]:
     """A snapshot as modules return it, of its manifest and status. Pure."""
     found: dict[str, Any] = {key: fields.get(key) for key in RETURNED}
     if found["memory"] is not None:
-        found["memory"] = {
-            key: value for key, value in found["memory"].items() if key not in _ONLY_IN_MANIFEST
-        }
+        found["memory"] = _returned(found["memory"])
+    found["disks"] = [_returned(disk) for disk in found["disks"]]
     found.update(path=path, labels=list(state["labels"]), pinned=state["pinned"])
     return found
+
+
+def _returned(entry: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in entry.items() if key not in _ONLY_IN_MANIFEST}
 
 
 def _empty(guest: str, name: str, path: str) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Callable, Mapping
 
 from ansible_collections.livesnap.qemu.plugins.module_utils._errors import StoreError
-from ansible_collections.livesnap.qemu.plugins.module_utils._store import files, names
+from ansible_collections.livesnap.qemu.plugins.module_utils._store import files, names, sums
 
 SCHEMA = "livesnap-manifest"
 VERSION = 1
@@ -242,6 +242,9 @@ def check(fields: Mapping[str, Any], what: str) -> None:
     for key, (test, expected) in LATER.items():
         if key in fields and not test(fields[key]):
             raise StoreError(f"{what} has a bad '{key}': expected {expected}")
+    for disk in fields["disks"]:
+        if "checksums" in disk and not sums.fits(disk["checksums"], disk["file_bytes"]):
+            raise StoreError(f"{what} has bad 'checksums' of disk '{disk['match']}'")
     used = [disk["file"] for disk in fields["disks"]]
     if len(set(used)) != len(used):
         raise StoreError(f"{what} names the same file for two disks")
@@ -275,6 +278,19 @@ def sizes(fields: Mapping[str, Any]) -> list[tuple[str, int]]:
     if fields.get("domain") is not None:
         found.append((fields["domain"]["file"], fields["domain"]["bytes"]))
     return found
+
+
+def check_contents(folder: Path, fields: Mapping[str, Any]) -> None:
+    """Raise StoreError unless device state and libvirt's XML have their checksums."""
+    for about in (fields["devices"], fields.get("domain")):
+        if about is not None:
+            data = files.read_regular(folder / about["file"], 1 << 30)
+            if hashlib.sha256(data).hexdigest() != about["sha256"]:
+                raise StoreError(
+                    f"'{folder / about['file']}' does not have the checksum that its manifest"
+                    " names: it was damaged",
+                    "use another snapshot",
+                )
 
 
 def check_file(folder: Path, name: str, size: int) -> None:

@@ -158,3 +158,23 @@ def all_run_dirs() -> list[RunDir]:
         return [RunDir(name) for name in sorted(os.listdir(root() / "guest"))]
     except OSError:
         return []
+
+
+class VerifyDir(RunDir):
+    """The folder of a check of one snapshot: its progress, and what a later one can go on from."""
+
+    def __init__(self, guest: str, snapshot: str) -> None:
+        """Of names that were checked; nothing is made."""
+        self.key = f"verify-{guest}-{snapshot}"[:250]
+        self.path = root() / "verify" / guest / snapshot
+
+    def make(self) -> None:
+        with files.as_store_error(f"'{self.path}' cannot be made"):
+            make_root()
+            os.makedirs(self.path, 0o700, exist_ok=True)
+
+    def remove(self) -> None:
+        super().remove()
+        for folder in (self.path.parent, self.path.parent.parent):
+            with contextlib.suppress(OSError):
+                os.rmdir(folder)

@@ -1,0 +1,148 @@
+#!/usr/bin/python
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+from __future__ import annotations
+
+DOCUMENTATION = r"""
+module: livesnap_verify
+short_description: Checks whether a snapshot works, and keeps the verdict with it
+version_added: 0.1.0
+author:
+  - The livesnap authors (@livesnap)
+description:
+  - Checks a snapshot by a level, and all levels below it, and writes the verdict to its C(status.json), where
+    M(livesnap.qemu.livesnap_info) shows it and M(livesnap.qemu.livesnap_prune) counts it.
+  - The snapshot is only read, and the guest that it is of is not asked anything.
+  - A snapshot that has a good verdict of the level, or of a higher one, is not checked again; but see O(max_age).
+  - Fails if the snapshot does not pass. RV(verdict) then says why. Without RV(verdict) it could not be checked, and nothing is known of it.
+  - A check that is cut short leaves a note of the pieces that were good, from which the next one within a day goes on.
+options:
+  snapshot:
+    description: Name of the snapshot.
+    type: str
+    required: true
+  level:
+    description:
+      - V(checksum) reads every byte of RAM image, device state, disk images and manifest, and compares checksums. What is damaged is
+        named by guest address, block and file offset, or by disk image and range of bytes.
+      - V(structure) also asks whether this machine could bring the snapshot back (QEMU, machine type, CPU, firmware), whether the
+        images are sound, stand alone and have the sizes of the disks (C(qemu-img check)), whether the device state parses and is of as many
+        CPUs as the guest had, and whether the file systems on the disks are without errors (C(e2fsck), C(xfs_repair)).
+    type: str
+    choices: [checksum, structure]
+    default: structure
+  max_age:
+    description:
+      - Check again if the good verdict is older than this. A number of years, months, days and hours, such as V(30d), or V(0h) to check
+        again in any case. Without it a good verdict holds for ever.
+    type: str
+  lock_timeout:
+    description: Seconds to wait for another check of the same snapshot.
+    type: int
+    default: 60
+extends_documentation_fragment:
+  - livesnap.qemu.attributes
+  - livesnap.qemu.attributes.helper
+  - livesnap.qemu.store
+  - livesnap.qemu.store.guest
+attributes:
+  check_mode:
+    support: full
+    details: Says whether a check would be made, and makes none.
+  diff_mode:
+    support: full
+seealso:
+  - module: livesnap.qemu.livesnap_info
+  - module: livesnap.qemu.livesnap_prune
+"""
+
+EXAMPLES = r"""
+- name: Read every byte of a snapshot, and see whether this machine could bring it back
+  livesnap.qemu.livesnap_verify:
+    guest: web1
+    snapshot: month-end
+
+- name: Read it once a month
+  livesnap.qemu.livesnap_verify:
+    guest: web1
+    snapshot: month-end
+    level: checksum
+    max_age: 30d
+"""
+
+RETURN = r"""
+verdict:
+  description: What the check came to, or the verdict that made it needless. Null in check mode, if there would be a check.
+  returned: when there is one
+  type: dict
+  contains:
+    level:
+      description: The level that was passed, with all below it; or the one that was not passed.
+      type: str
+      sample: structure
+    result:
+      description: V(passed) or V(failed).
+      type: str
+      sample: passed
+    when:
+      description: The end of the check, RFC 3339 in UTC.
+      type: str
+      sample: "2026-11-23T03:00:41.250000Z"
+    version:
+      description: Version of the collection that made it.
+      type: str
+      sample: 0.1.0
+    evidence:
+      description: What was found, level by level; what could not be looked at here, and why; and what is wrong.
+      type: dict
+      sample:
+        checksum: {"ram_bytes": 268435456, "disk_bytes": 201326592, "resumed_bytes": 0, "seconds": 0.61}
+        structure:
+          images: 1
+          device_sections: 37
+          file_systems: [{"disk": "vda", "partition": 1, "type": "ext4", "repaired": false}]
+          seconds: 1.9
+        not_done: []
+        problem: null
+actions:
+  description: What was done, or would be done in check mode.
+  returned: always
+  type: list
+  elements: str
+  sample: ["checked snapshot 'month-end' of guest 'web1' by level 'structure'"]
+"""
+
+from typing import NoReturn
+
+from ansible.module_utils.basic import AnsibleModule
+
+from ..module_utils import _deps
+from ..module_utils._errors import LivesnapError
+from ..module_utils._options import argument_spec
+from ..module_utils._verify.request import VerifyRequest
+from ..module_utils._verify.verdict import FAILED
+from ..module_utils._verify.verify import plan_verify, verify
+
+
+def main() -> NoReturn:
+    """Arguments, stop here in check mode, check, describe."""
+    module = AnsibleModule(argument_spec=argument_spec("livesnap_verify"), supports_check_mode=True)
+    _deps.ensure(module)
+    try:
+        request = VerifyRequest.of(module.params)
+        result = plan_verify(request) if module.check_mode else verify(request)
+    except LivesnapError as error:
+        module.fail_json(msg=str(error), **{"actions": [], **error.result})
+    verdict = result["verdict"]
+    if verdict is not None and verdict["result"] == FAILED:
+        module.fail_json(
+            msg=f"{request.subject} did not pass '{verdict['level']}':"
+            f" {verdict['evidence']['problem']}",
+            **result,
+        )
+    module.exit_json(**result)
+
+
+if __name__ == "__main__":
+    main()

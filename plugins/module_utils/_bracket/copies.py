@@ -17,7 +17,9 @@ from ansible_collections.livesnap.qemu.plugins.module_utils._closing import Clos
 from ansible_collections.livesnap.qemu.plugins.module_utils._connection.connection import (
     Connection,
 )
-from ansible_collections.livesnap.qemu.plugins.module_utils._disks.backup import Backup
+from ansible_collections.livesnap.qemu.plugins.module_utils._disks.captured import (
+    CapturedDisks,
+)
 from ansible_collections.livesnap.qemu.plugins.module_utils._errors import (
     LivesnapError,
     QmpCommandError,
@@ -48,7 +50,7 @@ class Copies(Closing):
         self._digests: Optional[sums.Digests] = None
         #: (bytes copied, bytes in all)
         self.counts = (0, 0)
-        self.done = run.backup is None
+        self.done = run.disks is None
         if self.done:
             run.qmp.close()
 
@@ -60,15 +62,15 @@ class Copies(Closing):
                 self.done = True
             return
         now = time.monotonic()
-        backup = self._run.backup
-        if self.done or backup is None or now < self._next:
+        disks = self._run.disks
+        if self.done or disks is None or now < self._next:
             return
         later = now - self._begun > _LATER
         self._next = now + (_POLL_LATER if later else _POLL)
         try:
             qmp = self._run.reconnect(2.0)
-            finished, copied, total = backup.poll(qmp)
-            self._watch(qmp, backup)
+            finished, copied, total = disks.poll(qmp)
+            self._watch(qmp, disks)
         except QmpCommandError:
             raise
         except QmpError as err:
@@ -78,7 +80,7 @@ class Copies(Closing):
         self.counts = (copied, total)
         if finished:
             self._run.timings["disk_copy_s"] = round(time.monotonic() - self._begun, 3)
-            self._entries = backup.finish(qmp)
+            self._entries = disks.finish(qmp)
             self._digests = sums.of_disks(self._run.place(), self._entries, _THREADS)
         if finished or (later and qmp.exclusive):
             qmp.close()
@@ -99,7 +101,7 @@ class Copies(Closing):
         if self._lost > _LOST:
             raise err
 
-    def _watch(self, qmp: Connection, backup: Backup) -> None:
+    def _watch(self, qmp: Connection, disks: CapturedDisks) -> None:
         """A copy-before-write that fails fails the guest's own write, and QEMU stops the guest.
 
         (werror.) The copies are ended, and the guest goes on: that write is tried again.
@@ -108,7 +110,7 @@ class Copies(Closing):
             return
         if qmp.execute("query-status")["status"] != "io-error":
             return
-        if not backup.abort(qmp):
+        if not disks.undo(qmp):
             qmp.cont()
         raise LivesnapError(
             f"a disk of guest '{self._run.spec.guest}' failed while it was copied; the copy was"

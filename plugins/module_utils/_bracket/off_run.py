@@ -29,8 +29,9 @@ from ansible_collections.livesnap.qemu.plugins.module_utils._bracket.spec import
 from ansible_collections.livesnap.qemu.plugins.module_utils._connection import _peer
 from ansible_collections.livesnap.qemu.plugins.module_utils._connection.domain import Domain
 from ansible_collections.livesnap.qemu.plugins.module_utils._disks import resting
-from ansible_collections.livesnap.qemu.plugins.module_utils._disks.backup import entry
+from ansible_collections.livesnap.qemu.plugins.module_utils._disks.backup import Backup
 from ansible_collections.livesnap.qemu.plugins.module_utils._disks.image_lock import ImageLock
+from ansible_collections.livesnap.qemu.plugins.module_utils._disks.scheme import Share, entry
 from ansible_collections.livesnap.qemu.plugins.module_utils._disks.target import FORMAT, Target
 from ansible_collections.livesnap.qemu.plugins.module_utils._errors import (
     LivesnapError,
@@ -42,7 +43,6 @@ from ansible_collections.livesnap.qemu.plugins.module_utils._log import log
 from ansible_collections.livesnap.qemu.plugins.module_utils._store import (
     listing,
     manifest,
-    names,
     rundir,
     status,
     sums,
@@ -174,7 +174,7 @@ class _Run:
         total = sum(disk.virtual_bytes for disk in self.plan.disks)
         found, done = [], 0
         for index, disk in enumerate(self.plan.disks):
-            file = f"disks/{index}-{names.safe(disk.label)}.{FORMAT}"
+            file = Share(index, disk, self.plan.estimates[disk.node]).file(FORMAT)
             target = Target(disk, "", file, folder / file)
 
             def watch(percent: float, before: int = done, size: int = disk.virtual_bytes) -> None:
@@ -186,7 +186,8 @@ class _Run:
                 info = target.complete(self.plan.guest.owner)
             finally:
                 target.close()
-            found.append(entry(disk, file, info.st_size, info.st_blocks * 512))
+            size, allocated = info.st_size, info.st_blocks * 512
+            found.append(entry(Backup.NAME, disk, file, FORMAT, size, allocated))
             done += disk.virtual_bytes
         return found
 

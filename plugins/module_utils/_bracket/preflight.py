@@ -5,7 +5,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any, Optional, Sequence
+from typing import Any, Optional
 
 from ansible_collections.livesnap.qemu.plugins.module_utils._bracket import prediction
 from ansible_collections.livesnap.qemu.plugins.module_utils._bracket.spec import SnapshotSpec
@@ -18,27 +18,23 @@ from ansible_collections.livesnap.qemu.plugins.module_utils._capture.choice impo
 from ansible_collections.livesnap.qemu.plugins.module_utils._connection.connection import (
     Connection,
 )
+from ansible_collections.livesnap.qemu.plugins.module_utils._disks import captured
+from ansible_collections.livesnap.qemu.plugins.module_utils._disks.scheme import Subject
 from ansible_collections.livesnap.qemu.plugins.module_utils._disks.select import Selection, select
-from ansible_collections.livesnap.qemu.plugins.module_utils._disks.table import (
-    SCHEMES,
-)
+from ansible_collections.livesnap.qemu.plugins.module_utils._disks.table import SCHEMES
 from ansible_collections.livesnap.qemu.plugins.module_utils._errors import (
     AgentError,
     RefusedError,
 )
 from ansible_collections.livesnap.qemu.plugins.module_utils._guest.address import Address
-from ansible_collections.livesnap.qemu.plugins.module_utils._guest.disks import Disk
 from ansible_collections.livesnap.qemu.plugins.module_utils._guest.facts import (
     GuestFacts,
     read_facts,
 )
 from ansible_collections.livesnap.qemu.plugins.module_utils._guest.process import QemuProcess
-from ansible_collections.livesnap.qemu.plugins.module_utils._run import run_bounded
 from ansible_collections.livesnap.qemu.plugins.module_utils._store import names, space
 from ansible_collections.livesnap.qemu.plugins.module_utils._store.layout import Store
 
-#: Seconds that a look at a folder may take: storage may hang.
-_TEST_LIMIT = 10.0
 _NO_UUID = "00000000-0000-0000-0000-000000000000"
 
 
@@ -100,8 +96,7 @@ def examine(
             "set memory: true, or select a disk",
             "nothing",
         )
-    disks = [disk for disk, _scheme in selection.chosen]
-    check_disks(spec, process, disks)
+    captured.check(subject(spec, process), selection.chosen)
     taken = choose_engine(spec, facts, process, qmp, touch)
     plan = Plan(
         facts=facts,
@@ -110,7 +105,7 @@ def examine(
         engine=taken.engine,
         passed_over=taken.indications,
         selection=selection,
-        disk_estimates=SCHEMES["backup"].estimate(qmp, disks),
+        disk_estimates=captured.estimate(qmp, selection.chosen),
         memory_estimate=memory_bytes(facts, process.pid, taken.engine) if spec.memory else 0,
         freeze=False,
         freeze_reason=None,
@@ -146,24 +141,9 @@ def check_state(guest: str, facts: GuestFacts) -> None:
         )
 
 
-def check_disks(spec: SnapshotSpec, process: QemuProcess, disks: Sequence[Disk]) -> None:
-    """Refuse when nothing of this host can copy these disks."""
-    if disks:
-        SCHEMES["backup"].check()
-    if any(disk.target for disk in disks):
-        check_reach(spec, process)
-
-
-def check_reach(spec: SnapshotSpec, process: QemuProcess) -> None:
-    """libvirt lets QEMU open the targets by their names: its user must get to the store."""
-    user = (process.uid, process.gid, process.groups)
-    if run_bounded(["test", "-x", spec.store], _TEST_LIMIT, user).code != 0:
-        raise RefusedError(
-            f"store '{spec.store}' cannot be reached by user '{process.user}', which the QEMU of"
-            f" guest '{spec.guest}' runs as",
-            "give all folders above it mode 0711, or choose another store",
-            "store",
-        )
+def subject(spec: SnapshotSpec, process: QemuProcess) -> Subject:
+    """What schemes have to know of the guest and the store. Pure."""
+    return Subject(spec.guest, spec.store, process)
 
 
 def choose_engine(

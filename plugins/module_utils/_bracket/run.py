@@ -22,7 +22,9 @@ from ansible_collections.livesnap.qemu.plugins.module_utils._connection.connecti
     Connection,
 )
 from ansible_collections.livesnap.qemu.plugins.module_utils._disks import leftovers
-from ansible_collections.livesnap.qemu.plugins.module_utils._disks.backup import Backup
+from ansible_collections.livesnap.qemu.plugins.module_utils._disks.captured import (
+    CapturedDisks,
+)
 from ansible_collections.livesnap.qemu.plugins.module_utils._errors import LivesnapError, QmpError
 from ansible_collections.livesnap.qemu.plugins.module_utils._guard import Guard
 from ansible_collections.livesnap.qemu.plugins.module_utils._guest.address import Address
@@ -54,7 +56,7 @@ class Run:
     started_at: float = field(default_factory=time.monotonic)
     folder: Optional[Path] = None
     capture: Optional[Capture] = None
-    backup: Optional[Backup] = None
+    disks: Optional[CapturedDisks] = None
     guard: Optional[Guard] = None
     agent: Optional[AgentCommands] = None
     limit: Limit = field(default_factory=lambda: Limit(None, ""))

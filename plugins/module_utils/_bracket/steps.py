@@ -15,13 +15,17 @@ from typing import Any, Callable
 from ansible_collections.livesnap.qemu.plugins.module_utils._bracket import (
     capture,
     faults,
+    preflight,
     publish,
     quiet,
     sweep,
 )
 from ansible_collections.livesnap.qemu.plugins.module_utils._bracket.link import Limit
 from ansible_collections.livesnap.qemu.plugins.module_utils._bracket.run import Run
-from ansible_collections.livesnap.qemu.plugins.module_utils._disks.backup import Backup
+from ansible_collections.livesnap.qemu.plugins.module_utils._disks.captured import (
+    CapturedDisks,
+)
+from ansible_collections.livesnap.qemu.plugins.module_utils._disks.scheme import Making
 from ansible_collections.livesnap.qemu.plugins.module_utils._errors import (
     HelperError,
     LivesnapError,
@@ -54,19 +58,19 @@ def _discard(run: Run) -> None:
 
 
 def _targets(run: Run) -> None:
-    disks = run.plan.node_disks
-    if disks:
-        owner = (run.process.uid, run.process.gid)
-        run.backup = Backup(run.prefix, disks, run.place(), owner)
-        run.backup.prepare(run.qmp, run.plan.disk_estimates)
+    chosen = run.plan.selection.chosen
+    if chosen:
+        making = Making(preflight.subject(run.spec, run.process), run.prefix, run.place())
+        run.disks = CapturedDisks(making, chosen, run.plan.disk_estimates)
+        run.disks.prepare(run.qmp)
     capture.make_devices(run)
 
 
 def _drop_targets(run: Run) -> None:
     def remove() -> None:
         qmp = run.reconnect(2.0)
-        if run.backup is not None:
-            problem = run.backup.abort(qmp)
+        if run.disks is not None:
+            problem = run.disks.undo(qmp)
             if problem:
                 raise LivesnapError(problem)
         capture.drop_devices(run)
@@ -122,9 +126,9 @@ def _end_guard(run: Run) -> None:
 
 
 def _disks(run: Run) -> None:
-    if run.backup is not None:
+    if run.disks is not None:
         with run.timed("disks_ms"):
-            run.backup.begin(run.qmp, run.limit.left(10.0))
+            run.disks.commit(run.qmp, run.limit.left(10.0))
 
 
 def _cont(run: Run) -> None:

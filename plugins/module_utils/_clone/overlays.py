@@ -7,6 +7,7 @@ from __future__ import annotations
 import json
 import os
 
+from ansible_collections.livesnap.qemu.plugins.module_utils._disks.scheme import Image
 from ansible_collections.livesnap.qemu.plugins.module_utils._errors import CloneError
 from ansible_collections.livesnap.qemu.plugins.module_utils._restore.checks import ask, qemu_img
 
@@ -19,9 +20,10 @@ class Images:
         self.program = qemu_img(exe)
         self.owner = (uid, gid)
 
-    def overlay(self, path: str, image: str) -> None:
+    def overlay(self, path: str, image: Image) -> None:
         """What is written from now on goes there; the image of the snapshot stays as it is."""
-        ask(self.program, "create", "-q", "-f", "qcow2", "-F", "qcow2", "-b", image, path)
+        below = ("-F", image.format, "-b", image.path)
+        ask(self.program, "create", "-q", "-f", "qcow2", *below, path)
         self._own(path)
 
     def blank(self, path: str, original: str) -> None:
@@ -31,9 +33,9 @@ class Images:
         ask(self.program, "create", "-q", "-f", "qcow2", path, size)
         self._own(path)
 
-    def copy(self, path: str, image: str, kind: str) -> None:
+    def copy(self, path: str, image: Image, kind: str) -> None:
         """All of an image of the snapshot, in another format."""
-        ask(self.program, "convert", "-q", "-f", "qcow2", "-O", kind, image, path)
+        ask(self.program, "convert", "-q", "-f", image.format, "-O", kind, image.path, path)
         self._own(path)
 
     def _own(self, path: str) -> None:

@@ -83,8 +83,8 @@ def commands(source: Source, folder: str, helper: str) -> list[str]:
     owner = [] if source.uid == 0 else ["-o", source.user]
     lines = [["install", "-d", "-m", "0700", *owner, folder]]
     lines.append([helper, "export", "--format", "qemu", source.folder, stream])
-    create = [program, "create", "-q", "-f", "qcow2", "-F", "qcow2"]
-    lines += [[*create, "-b", image, overlay] for image, overlay in disks]
+    create = [program, "create", "-q", "-f", "qcow2"]
+    lines += [[*create, "-F", image.format, "-b", image.path, overlay] for image, overlay in disks]
     if findings.blank_disks:
         raise RefusedError(
             f"'{source.guest}/{source.snapshot}' lacks disks of its guest:"

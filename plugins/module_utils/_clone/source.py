@@ -10,6 +10,8 @@ from typing import Any, Optional
 
 from ansible_collections.livesnap.qemu.plugins.module_utils._clone import cmdline
 from ansible_collections.livesnap.qemu.plugins.module_utils._clone.argv import Props
+from ansible_collections.livesnap.qemu.plugins.module_utils._disks.scheme import Image
+from ansible_collections.livesnap.qemu.plugins.module_utils._disks.table import SCHEMES
 from ansible_collections.livesnap.qemu.plugins.module_utils._errors import RefusedError
 from ansible_collections.livesnap.qemu.plugins.module_utils._guest.mtree import parse_ramblocks
 from ansible_collections.livesnap.qemu.plugins.module_utils._restore.checks import (
@@ -27,7 +29,7 @@ class SourceDisk:
     node: str
     qdev: str
     source: str
-    image: str
+    image: Image
     bytes: int
 
 
@@ -91,7 +93,7 @@ def from_manifest(folder: Path, fields: dict[str, Any]) -> Source:
             node=disk["node"],
             qdev=disk["qdev"] or "",
             source=disk["source"]["file"],
-            image=str(folder / disk["file"]),
+            image=SCHEMES[disk["scheme"]].image(folder, disk),
             bytes=disk["bytes"],
         )
         for disk in fields["disks"]

@@ -13,7 +13,6 @@ fills up must not fail a copy-before-write.
 from __future__ import annotations
 
 import shutil
-from pathlib import Path
 from typing import Any, Optional, Sequence, Union
 
 from ansible_collections.livesnap.qemu.plugins.module_utils._connection.connection import (
@@ -21,37 +20,54 @@ from ansible_collections.livesnap.qemu.plugins.module_utils._connection.connecti
 )
 from ansible_collections.livesnap.qemu.plugins.module_utils._disks.domain_jobs import DomainJobs
 from ansible_collections.livesnap.qemu.plugins.module_utils._disks.qemu_jobs import QemuJobs
+from ansible_collections.livesnap.qemu.plugins.module_utils._disks.scheme import (
+    Making,
+    Scheme,
+    Share,
+    Subject,
+    entry,
+)
 from ansible_collections.livesnap.qemu.plugins.module_utils._disks.target import FORMAT, Target
 from ansible_collections.livesnap.qemu.plugins.module_utils._errors import (
     LivesnapError,
     RefusedError,
 )
 from ansible_collections.livesnap.qemu.plugins.module_utils._guest.disks import Disk
-from ansible_collections.livesnap.qemu.plugins.module_utils._store import names
+from ansible_collections.livesnap.qemu.plugins.module_utils._run import run_bounded
 from ansible_collections.livesnap.qemu.plugins.module_utils._store.space import qcow2_bytes
 
-NAME = "backup"
 #: Room for what the guest allocates between the estimate and the instant, bytes.
 _GROWTH = 64 << 20
+#: Seconds that a look at a folder may take: storage may hang.
+_TEST_LIMIT = 10.0
 
 
-class Backup:
+class Backup(Scheme):
     """The copies of one snapshot."""
 
-    def __init__(
-        self, prefix: str, disks: Sequence[Disk], folder: Path, owner: tuple[int, int]
-    ) -> None:
-        """`owner`: uid and gid of the guest's QEMU. `folder`: the snapshot in the making."""
-        self._prefix = prefix
-        self._owner = owner
+    NAME = "backup"
+
+    def __init__(self, making: Making, shares: Sequence[Share]) -> None:
+        """Touches nothing yet."""
+        super().__init__(making, shares)
         self._jobs: list[Union[QemuJobs, DomainJobs]] = []
         self._targets = []
-        for index, disk in enumerate(disks):
-            file = f"disks/{index}-{names.safe(disk.label)}.{FORMAT}"
-            self._targets.append(Target(disk, f"{prefix}d{index}", file, folder / file))
+        for share in shares:
+            node, file = f"{making.prefix}d{share.index}", share.file(FORMAT)
+            self._targets.append(Target(share.disk, node, file, making.folder / file))
 
-    @staticmethod
-    def estimate(qmp: Connection, disks: Sequence[Disk]) -> dict[str, int]:
+    @classmethod
+    def check(cls, subject: Subject, disks: Sequence[Disk]) -> None:
+        """Refuse when qemu-img is not there, or libvirt's QEMU cannot get to the store."""
+        if shutil.which("qemu-img") is None:
+            raise RefusedError(
+                "qemu-img is not installed", "install qemu-utils (qemu-img)", "qemu_img"
+            )
+        if any(disk.target for disk in disks):
+            _check_reach(subject)
+
+    @classmethod
+    def estimate(cls, qmp: Connection, disks: Sequence[Disk]) -> dict[str, int]:
         """Node name -> the most that the copy can take, bytes. Queries only."""
         nodes = {
             str(node["node-name"]): node
@@ -65,32 +81,28 @@ class Backup:
             for disk in disks
         }
 
-    @staticmethod
-    def check() -> None:
-        """Refuse when qemu-img is not there."""
-        if shutil.which("qemu-img") is None:
-            raise RefusedError(
-                "qemu-img is not installed", "install qemu-utils (qemu-img)", "qemu_img"
-            )
-
-    def prepare(self, qmp: Connection, estimates: dict[str, int]) -> None:
+    def prepare(self, qmp: Connection) -> None:
         """Make the targets, reserve their room, make QEMU ready. Nothing is copied yet."""
-        for target in self._targets:
-            target.make(estimates[target.disk.node])
+        for target, share in zip(self._targets, self.shares):
+            target.make(share.estimate)
         # What libvirt has no name for it cannot copy: the firmware's variables.
         managed = [target for target in self._targets if target.disk.target]
         others = [target for target in self._targets if not target.disk.target]
         if managed:
-            self._jobs.append(DomainJobs(managed, self._owner))
+            self._jobs.append(DomainJobs(managed, self.making.subject.owner))
         if others:
-            self._jobs.append(QemuJobs(self._prefix, others))
+            self._jobs.append(QemuJobs(self.making.prefix, others))
         for jobs in self._jobs:
             jobs.prepare(qmp)
 
-    def begin(self, qmp: Connection, timeout: float) -> None:
-        """The guest is stopped: the copies are of this instant."""
+    def actions(self) -> list[dict[str, Any]]:
+        """The jobs that QEMU begins; none where libvirt does."""
+        return [action for jobs in self._jobs for action in jobs.actions()]
+
+    def commit(self, qmp: Connection, timeout: float) -> None:
+        """What libvirt begins: the copies are of this instant."""
         for jobs in self._jobs:
-            jobs.begin(qmp, timeout)
+            jobs.commit(qmp, timeout)
 
     def poll(self, qmp: Connection) -> tuple[bool, int, int]:
         """(all are done, bytes copied, bytes in all). Raises LivesnapError when one failed."""
@@ -102,19 +114,25 @@ class Backup:
         )
 
     def finish(self, qmp: Connection) -> list[dict[str, Any]]:
-        """After poll() said all: take them out of QEMU, make them durable, give them their owner.
-
-        Returns disks[] of the manifest.
-        """
+        """Take them out of QEMU, make them durable, give them their owner."""
         for jobs in self._jobs:
             jobs.remove(qmp)
         found = []
         for target in self._targets:
-            info = target.complete(self._owner)
-            found.append(entry(target.disk, target.file, info.st_size, info.st_blocks * 512))
+            info = target.complete(self.making.subject.owner)
+            found.append(
+                entry(
+                    self.NAME,
+                    target.disk,
+                    target.file,
+                    FORMAT,
+                    info.st_size,
+                    info.st_blocks * 512,
+                )
+            )
         return found
 
-    def abort(self, qmp: Connection) -> str:
+    def undo(self, qmp: Connection) -> str:
         """Take all of it out of QEMU; '' or what went wrong. The files go with the folder."""
         problem = ""
         for jobs in self._jobs:
@@ -127,22 +145,17 @@ class Backup:
         return problem
 
 
-def entry(disk: Disk, file: str, size: int, allocated: int) -> dict[str, Any]:
-    """disks[] of the manifest. Pure."""
-    return {
-        "match": disk.label,
-        "device": disk.device or None,
-        "qdev": disk.qdev or None,
-        "node": disk.node,
-        "serial": disk.serial or None,
-        "scheme": NAME,
-        "file": file,
-        "format": FORMAT,
-        "bytes": disk.virtual_bytes,
-        "stored_bytes": allocated,
-        "file_bytes": size,
-        "source": {"file": disk.file, "format": disk.format},
-    }
+def _check_reach(subject: Subject) -> None:
+    """libvirt lets QEMU open the targets by their names: its user must get to the store."""
+    process = subject.process
+    user = (process.uid, process.gid, process.groups)
+    if run_bounded(["test", "-x", subject.store], _TEST_LIMIT, user).code != 0:
+        raise RefusedError(
+            f"store '{subject.store}' cannot be reached by user '{process.user}', which the QEMU"
+            f" of guest '{subject.guest}' runs as",
+            "give all folders above it mode 0711, or choose another store",
+            "store",
+        )
 
 
 def _allocated(node: dict[str, Any], virtual: int) -> int:

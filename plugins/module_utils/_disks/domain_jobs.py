@@ -52,7 +52,11 @@ class DomainJobs:
         copied = {target.disk.target: target.path for target in self._targets}
         self._xml = backup_xml(copied, disk_targets(as_domain(qmp).xml()).values())
 
-    def begin(self, qmp: Connection, timeout: float) -> None:
+    def actions(self) -> list[dict[str, Any]]:
+        """libvirt begins a job of its own, and takes no transaction."""
+        return []
+
+    def commit(self, qmp: Connection, timeout: float) -> None:
         """The guest is stopped: the copies are of this instant from the reply on."""
         flags = _deps.libvirt.VIR_DOMAIN_BACKUP_BEGIN_REUSE_EXTERNAL
         as_domain(qmp).call(
@@ -66,9 +70,7 @@ class DomainJobs:
         stats: dict[str, Any] = domain.call("jobStats", lambda each: each.jobStats())
         if stats.get("type"):
             return False, int(stats.get("disk_processed", 0)), int(stats.get("disk_total", total))
-        flags = (
-            libvirt.VIR_DOMAIN_JOB_STATS_COMPLETED | libvirt.VIR_DOMAIN_JOB_STATS_KEEP_COMPLETED
-        )
+        flags = libvirt.VIR_DOMAIN_JOB_STATS_COMPLETED | libvirt.VIR_DOMAIN_JOB_STATS_KEEP_COMPLETED
         stats = domain.call("jobStats", lambda each: each.jobStats(flags))
         ours = stats.get("operation") == libvirt.VIR_DOMAIN_JOB_OPERATION_BACKUP
         if not ours or stats.get("type") != libvirt.VIR_DOMAIN_JOB_COMPLETED:

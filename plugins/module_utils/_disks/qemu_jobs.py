@@ -7,7 +7,7 @@ QEMU gets each target as a descriptor (/dev/fdset/N): it needs no access to the 
 
 from __future__ import annotations
 
-from typing import Sequence
+from typing import Any, Sequence
 
 from ansible_collections.livesnap.qemu.plugins.module_utils._connection.connection import (
     Connection,
@@ -40,9 +40,9 @@ class QemuJobs:
                 },
             )
 
-    def begin(self, qmp: Connection, timeout: float) -> None:
-        """The guest is stopped: the copies are of this instant from the reply on."""
-        actions = [
+    def actions(self) -> list[dict[str, Any]]:
+        """Begin the copies: they are of the instant of the transaction."""
+        return [
             {
                 "type": "blockdev-backup",
                 "data": {
@@ -55,7 +55,9 @@ class QemuJobs:
             }
             for target in self._targets
         ]
-        qmp.execute("transaction", {"actions": actions}, timeout)
+
+    def commit(self, qmp: Connection, timeout: float) -> None:
+        """The transaction has done it all."""
 
     def poll(self, qmp: Connection) -> tuple[bool, int, int]:
         """(all are done, bytes copied, bytes in all). Raises LivesnapError when one failed."""

@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 from ansible_collections.livesnap.qemu.plugins.module_utils._disks.backup import Backup
+from ansible_collections.livesnap.qemu.plugins.module_utils._disks.scheme import Scheme
 
 #: Name of a scheme -> its class.
-SCHEMES = {"backup": Backup}
+SCHEMES: dict[str, type[Scheme]] = {each.NAME: each for each in (Backup,)}

@@ -16,6 +16,7 @@ from ansible_collections.livesnap.qemu.plugins.module_utils._capture.table impor
 from ansible_collections.livesnap.qemu.plugins.module_utils._connection.connection import (
     Connection,
 )
+from ansible_collections.livesnap.qemu.plugins.module_utils._disks import captured
 from ansible_collections.livesnap.qemu.plugins.module_utils._disks.select import select
 from ansible_collections.livesnap.qemu.plugins.module_utils._disks.table import SCHEMES
 from ansible_collections.livesnap.qemu.plugins.module_utils._errors import LivesnapError
@@ -108,7 +109,7 @@ def _scheme(spec: SnapshotSpec, process: QemuProcess, facts: GuestFacts, name: s
 
     def check() -> None:
         chosen = select(facts.disks, spec.disks, name, SCHEMES).chosen
-        preflight.check_disks(spec, process, [disk for disk, _scheme in chosen])
+        captured.check(preflight.subject(spec, process), chosen)
 
     return said(check)
 

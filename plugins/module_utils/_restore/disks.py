@@ -10,6 +10,7 @@ import stat
 from pathlib import Path
 from typing import Any, Mapping, Sequence
 
+from ansible_collections.livesnap.qemu.plugins.module_utils._disks.table import SCHEMES
 from ansible_collections.livesnap.qemu.plugins.module_utils._errors import RefusedError
 from ansible_collections.livesnap.qemu.plugins.module_utils._guest.disks import Disk
 from ansible_collections.livesnap.qemu.plugins.module_utils._restore.images import (
@@ -85,11 +86,13 @@ def exchanges_of(
             for each in about.get("snapshots", [])
         ]
         fresh, aside = beside(path, mark)
+        image = SCHEMES[disk["scheme"]].image(folder, disk)
         stored = min(disk["stored_bytes"], disk["bytes"])
         found.append(
             Exchange(
                 label=label,
-                source=str(folder / disk["file"]),
+                source=image.path,
+                source_format=image.format,
                 path=path,
                 format=kind,
                 options=_options(label, path, about) if kind == "qcow2" else "",

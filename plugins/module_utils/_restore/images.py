@@ -26,7 +26,7 @@ _SLOWEST, _LIMIT = 10 << 20, 60.0
 
 @dataclass(frozen=True)
 class Exchange:
-    """One disk. source: the snapshot's image (qcow2). path: the guest's image, no symbolic link.
+    """One disk. source: the snapshot's image. path: the guest's image, no symbolic link.
 
     fresh and aside: names beside it, of the new image in the making and of the old one. bytes: the
     most that the new image takes. options: what qemu-img is told of the new one's format.
@@ -40,6 +40,8 @@ class Exchange:
     bytes: int
     fresh: str
     aside: str
+    #: The first journals do not have it.
+    source_format: str = "qcow2"
 
     def noted(self) -> dict[str, Any]:
         """For the journal; exchange_of() reads it."""
@@ -48,7 +50,8 @@ class Exchange:
 
 def exchange_of(about: Mapping[str, Any]) -> Exchange:
     """From noted()."""
-    return Exchange(**{each.name: about[each.name] for each in fields(Exchange)})
+    known = {each.name for each in fields(Exchange)}
+    return Exchange(**{name: value for name, value in about.items() if name in known})
 
 
 def beside(path: str, mark: str) -> tuple[str, str]:
@@ -63,7 +66,7 @@ def make(exchange: Exchange, qemu_img: str) -> None:
     with files.as_store_error(f"'{exchange.fresh}' cannot be made"):
         flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
         os.close(os.open(exchange.fresh, flags, 0o600))
-    argv = [qemu_img, "convert", "-q", "-f", "qcow2", "-O", exchange.format]
+    argv = [qemu_img, "convert", "-q", "-f", exchange.source_format, "-O", exchange.format]
     argv += ["-o", exchange.options] if exchange.options else []
     done = run_bounded([*argv, exchange.source, exchange.fresh], _LIMIT + exchange.bytes / _SLOWEST)
     if done.problem or done.code != 0:

@@ -96,13 +96,15 @@ _MEMORY = _object(
     gpa=_list_of(_object(gpa=_int, block=_text, offset=_int, length=_int)),
     ramblock=_text,
 )
+#: How a disk may have been captured.
+SCHEMES = ("backup",)
 _DISK = _object(
     match=_text,
     device=_or_null(_text),
     qdev=_or_null(_text),
     node=_text,
     serial=_or_null(_text),
-    scheme=_one_of("backup"),
+    scheme=_one_of(*SCHEMES),
     file=names.is_file,
     format=_one_of("qcow2"),
     bytes=_int,

@@ -1,0 +1,97 @@
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""All disks of one snapshot, each by the scheme that was chosen for it, at one instant."""
+
+from __future__ import annotations
+
+from typing import Any, Mapping, Sequence
+
+from ansible_collections.livesnap.qemu.plugins.module_utils._connection.connection import (
+    Connection,
+)
+from ansible_collections.livesnap.qemu.plugins.module_utils._disks.scheme import (
+    Making,
+    Scheme,
+    Share,
+    Subject,
+)
+from ansible_collections.livesnap.qemu.plugins.module_utils._disks.table import SCHEMES
+from ansible_collections.livesnap.qemu.plugins.module_utils._errors import LivesnapError
+from ansible_collections.livesnap.qemu.plugins.module_utils._guest.disks import Disk
+
+Chosen = Sequence[tuple[Disk, str]]
+
+
+def by_scheme(chosen: Chosen) -> dict[str, list[Disk]]:
+    """Scheme -> its disks, both in the order in which they come. Pure."""
+    found: dict[str, list[Disk]] = {}
+    for disk, scheme in chosen:
+        found.setdefault(scheme, []).append(disk)
+    return found
+
+
+def check(subject: Subject, chosen: Chosen) -> None:
+    """RefusedError when a disk cannot be captured as it was chosen. Touches nothing."""
+    for name, disks in by_scheme(chosen).items():
+        SCHEMES[name].check(subject, disks)
+
+
+def estimate(qmp: Connection, chosen: Chosen) -> dict[str, int]:
+    """Node name -> the most that the disk can take in the store, bytes. Queries only."""
+    found: dict[str, int] = {}
+    for name, disks in by_scheme(chosen).items():
+        found.update(SCHEMES[name].estimate(qmp, disks))
+    return found
+
+
+class CapturedDisks:
+    """The disks of one snapshot in the making. What is to be done in which order: see Scheme."""
+
+    def __init__(self, making: Making, chosen: Chosen, estimates: Mapping[str, int]) -> None:
+        """`estimates`: node name -> bytes. Touches nothing yet."""
+        shares: dict[str, list[Share]] = {}
+        for index, (disk, name) in enumerate(chosen):
+            shares.setdefault(name, []).append(Share(index, disk, estimates[disk.node]))
+        self._schemes: list[Scheme] = [
+            SCHEMES[name](making, theirs) for name, theirs in shares.items()
+        ]
+
+    def prepare(self, qmp: Connection) -> None:
+        """Everything that can be done before the guest stands still."""
+        for scheme in self._schemes:
+            scheme.prepare(qmp)
+
+    def commit(self, qmp: Connection, timeout: float) -> None:
+        """The guest is stopped: all disks are captured as they are now."""
+        actions = [action for scheme in self._schemes for action in scheme.actions()]
+        if actions:
+            qmp.execute("transaction", {"actions": actions}, timeout)
+        for scheme in self._schemes:
+            scheme.commit(qmp, timeout)
+
+    def poll(self, qmp: Connection) -> tuple[bool, int, int]:
+        """(all are done, bytes copied, bytes in all). Raises LivesnapError when one failed."""
+        every = [scheme.poll(qmp) for scheme in self._schemes]
+        return (
+            all(finished for finished, _done, _total in every),
+            sum(done for _finished, done, _total in every),
+            sum(total for _finished, _done, total in every),
+        )
+
+    def finish(self, qmp: Connection) -> list[dict[str, Any]]:
+        """After poll() said all: disks[] of the manifest, in the guest's order."""
+        found: dict[int, dict[str, Any]] = {}
+        for scheme in self._schemes:
+            indices = [share.index for share in scheme.shares]
+            found.update(zip(indices, scheme.finish(qmp)))
+        return [found[index] for index in sorted(found)]
+
+    def undo(self, qmp: Connection) -> str:
+        """Take all of it back, the last first; '' or what went wrong."""
+        problems = []
+        for scheme in reversed(self._schemes):
+            try:
+                problems.append(scheme.undo(qmp))
+            except LivesnapError as err:
+                problems.append(str(err))
+        return "; ".join(filter(None, problems))

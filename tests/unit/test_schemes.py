@@ -1,0 +1,158 @@
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Several schemes in one snapshot, with schemes and a QEMU that are fakes of this file."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+from ansible_collections.livesnap.qemu.plugins.module_utils import _options
+from ansible_collections.livesnap.qemu.plugins.module_utils._connection.connection import (
+    Connection,
+)
+from ansible_collections.livesnap.qemu.plugins.module_utils._disks import captured
+from ansible_collections.livesnap.qemu.plugins.module_utils._disks.scheme import (
+    Image,
+    Making,
+    Scheme,
+    Subject,
+)
+from ansible_collections.livesnap.qemu.plugins.module_utils._disks.table import SCHEMES
+from ansible_collections.livesnap.qemu.plugins.module_utils._errors import LivesnapError
+from ansible_collections.livesnap.qemu.plugins.module_utils._guest.disks import Disk
+from ansible_collections.livesnap.qemu.plugins.module_utils._guest.process import QemuProcess
+from ansible_collections.livesnap.qemu.plugins.module_utils._store import manifest
+
+SAID: list[str] = []
+
+
+class Left(Scheme):
+    """Notes what it is told."""
+
+    NAME = "left"
+    PROBLEM = ""
+
+    def say(self, what: str) -> None:
+        SAID.append(f"{what} {self.NAME} {' '.join(share.disk.node for share in self.shares)}")
+
+    @classmethod
+    def check(cls, subject: Subject, disks: Sequence[Disk]) -> None:
+        SAID.append(f"check {cls.NAME} {subject.guest} {' '.join(disk.node for disk in disks)}")
+
+    @classmethod
+    def estimate(cls, qmp: Connection, disks: Sequence[Disk]) -> dict[str, int]:
+        return {disk.node: len(cls.NAME) for disk in disks}
+
+    def prepare(self, qmp: Connection) -> None:
+        self.say("prepare")
+
+    def actions(self) -> list[dict[str, Any]]:
+        return [{"type": self.NAME, "data": share.disk.node} for share in self.shares]
+
+    def commit(self, qmp: Connection, timeout: float) -> None:
+        self.say("commit")
+
+    def poll(self, qmp: Connection) -> tuple[bool, int, int]:
+        return self.NAME == "left", 1, 2
+
+    def finish(self, qmp: Connection) -> list[dict[str, Any]]:
+        return [{"node": share.disk.node, "room": share.estimate} for share in self.shares]
+
+    def undo(self, qmp: Connection) -> str:
+        self.say("undo")
+        if self.PROBLEM == "raises":
+            raise LivesnapError("it raises")
+        return self.PROBLEM
+
+
+class Right(Left):
+    """Another one, which undoes nothing."""
+
+    NAME = "right"
+    PROBLEM = "raises"
+
+
+class Still(Left):
+    """One without a part in the transaction."""
+
+    NAME = "still"
+    PROBLEM = "it stays"
+
+    def actions(self) -> list[dict[str, Any]]:
+        return []
+
+
+class Qmp:
+    """Notes transactions."""
+
+    def execute(self, command: str, arguments: dict[str, Any], timeout: float) -> None:
+        SAID.append(f"{command} {' '.join(each['data'] for each in arguments['actions'])}")
+
+
+def disk(number: int) -> Disk:
+    return Disk(device="", node=f"n{number}", qdev=f"d/{number}", serial="", file=f"/f{number}",
+                format="raw", virtual_bytes=1, read_only=False, removable=False, inserted=True)
+
+
+SUBJECT = Subject("web1", "/s", QemuProcess(1, 1, 5, 6, (), "u", (), "/", "/q", "/"))
+
+
+@pytest.fixture
+def chosen(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Disk, str]]:
+    SAID.clear()
+    for each in (Left, Right, Still):
+        monkeypatch.setitem(SCHEMES, each.NAME, each)
+    names = ("right", "left", "still", "right")
+    return [(disk(number), name) for number, name in enumerate(names)]
+
+
+def test_each_scheme_has_its_disks_and_all_have_one_transaction(
+        chosen: list[tuple[Disk, str]]) -> None:
+    qmp: Any = Qmp()
+    captured.check(SUBJECT, chosen)
+    assert SAID == ["check right web1 n0 n3", "check left web1 n1", "check still web1 n2"]
+    SAID.clear()
+    estimates = captured.estimate(qmp, chosen)
+    assert estimates == {"n0": 5, "n1": 4, "n2": 5, "n3": 5}
+    disks = captured.CapturedDisks(Making(SUBJECT, "p-", Path("/f")), chosen, estimates)
+    disks.prepare(qmp)
+    disks.commit(qmp, 1.0)
+    assert SAID == [
+        "prepare right n0 n3", "prepare left n1", "prepare still n2",
+        "transaction n0 n3 n1", "commit right n0 n3", "commit left n1", "commit still n2"]
+    assert disks.poll(qmp) == (False, 3, 6)
+    assert disks.finish(qmp) == [
+        {"node": f"n{number}", "room": room} for number, room in enumerate((5, 4, 5, 5))]
+
+
+def test_all_are_undone_whatever_fails(chosen: list[tuple[Disk, str]]) -> None:
+    qmp: Any = Qmp()
+    disks = captured.CapturedDisks(
+        Making(SUBJECT, "p-", Path("/f")), chosen, captured.estimate(qmp, chosen))
+    assert disks.undo(qmp) == "it stays; it raises"
+    assert SAID == ["undo still n2", "undo left n1", "undo right n0 n3"]
+
+
+def test_without_actions_there_is_no_transaction(chosen: list[tuple[Disk, str]]) -> None:
+    qmp: Any = Qmp()
+    disks = captured.CapturedDisks(
+        Making(SUBJECT, "p-", Path("/f")), chosen[2:3], captured.estimate(qmp, chosen[2:3]))
+    disks.commit(qmp, 1.0)
+    assert SAID == ["commit still n2"]
+
+
+def test_options_and_manifest_know_the_schemes_of_the_table() -> None:
+    default = next(each for each in _options.SNAPSHOT if each.name == "disk_scheme")
+    each = next(each for each in _options.DISKS.suboptions if each.name == "scheme")
+    assert set(default.choices) == {"auto", *SCHEMES}
+    assert set(each.choices) == {"auto", "none", *SCHEMES}
+    assert set(manifest.SCHEMES) == set(SCHEMES)
+
+
+def test_what_a_clone_reads_is_in_the_snapshots_folder() -> None:
+    stored = {"file": "disks/0-d.qcow2", "format": "qcow2"}
+    assert SCHEMES["backup"].image(Path("/s/one"), stored) == Image(
+        "/s/one/disks/0-d.qcow2", "qcow2")

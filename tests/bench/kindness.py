@@ -21,8 +21,9 @@ from typing import Any, Callable
 
 from capture_by_hand import Capture, CaptureFailed
 from lab import Guest
+from layout import REPO
 from meter import Meter, Sampler
-from taking import REPO, helper
+from taking import helper
 
 GIB = 1 << 30
 STAGING = 256 << 20

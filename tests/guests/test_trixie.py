@@ -18,8 +18,8 @@ from ansible_collections.livesnap.qemu.plugins.module_utils._clone.clone import 
 )
 from ansible_collections.livesnap.qemu.plugins.module_utils._errors import LivesnapError
 from lab import DiskSpec, Domain, DomainReach, Guest, Libvirtd
+from layout import REPO
 from taking import (
-    REPO,
     TestStore,
     export,
     folder_of,

@@ -117,7 +117,6 @@ def protect(run: Run) -> None:
     """Read the memory map again (ROM blocks change) and write-protect all of it."""
     if run.capture is None:
         return
-    expect_paused(run)
     run.ramblock = run.qmp.hmp("info ramblock", run.limit.left(5.0))
     run.capture.protect(run.ramblock, run.limit.left(60.0))
 

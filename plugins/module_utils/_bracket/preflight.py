@@ -185,7 +185,7 @@ def no_freeze(
         return "not asked for"
     if not facts.running:
         return "not possible: guest is paused"
-    reason = address.no_agent(qmp)
+    reason = address.no_agent(qmp, facts)
     if reason is not None or not touch:
         return reason
     try:

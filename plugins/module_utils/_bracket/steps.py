@@ -89,7 +89,7 @@ def _guard(run: Run) -> None:
     run.guard = Guard(
         spec.helper,
         GuardConfig(
-            **run.address.guard(run.plan.freeze),
+            **run.address.guard(run.qmp, run.plan.freeze),
             pid=process.pid,
             start_time=process.start_time,
             guest=spec.guest,
@@ -132,8 +132,6 @@ def _disks(run: Run) -> None:
 
 
 def _cont(run: Run) -> None:
-    if run.capture is None:
-        quiet.expect_paused(run)
     if run.capture is not None and run.capture.resumes:
         quiet.went_on(run)
     else:
@@ -171,9 +169,10 @@ STEPS: tuple[Step, ...] = (
     Step("bracket", _bracket, _nothing),
     Step("freeze", quiet.freeze, quiet.unfreeze),
     Step("stop", quiet.stop, quiet.resume),
-    Step("disks", _disks, _nothing),
     Step("protect", capture.protect, capture.detach),
     Step("devices", capture.save_devices, _nothing),
+    # Behind what asks QEMU: its answers take longer while it copies.
+    Step("disks", _disks, _nothing),
     Step("arm", capture.arm, _nothing),
     Step("copy", capture.copy, _nothing),
     Step("cont", _cont, _nothing),

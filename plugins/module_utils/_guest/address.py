@@ -30,7 +30,10 @@ from ansible_collections.livesnap.qemu.plugins.module_utils._guest.domain_agent 
     DomainAgent,
 )
 from ansible_collections.livesnap.qemu.plugins.module_utils._guest.domain_xml import agent_state
-from ansible_collections.livesnap.qemu.plugins.module_utils._guest.facts import agent_listens
+from ansible_collections.livesnap.qemu.plugins.module_utils._guest.facts import (
+    GuestFacts,
+    agent_listens,
+)
 from ansible_collections.livesnap.qemu.plugins.module_utils._guest.process import QemuProcess
 
 
@@ -50,7 +53,7 @@ class Address(ABC):
         """A conversation with the agent in the guest, or AgentError."""
 
     @abstractmethod
-    def no_agent(self, connection: Connection) -> Optional[str]:
+    def no_agent(self, connection: Connection, facts: GuestFacts) -> Optional[str]:
         """Why nobody can be asked to freeze the guest, as far as queries tell."""
 
     @abstractmethod
@@ -58,7 +61,7 @@ class Address(ABC):
         """Refuse what stands in the way of any snapshot, waiting so long for what passes."""
 
     @abstractmethod
-    def guard(self, freeze: bool) -> dict[str, Any]:
+    def guard(self, connection: Connection, freeze: bool) -> dict[str, Any]:
         """The fields of GuardConfig that say how the guard reaches the guest."""
 
     @abstractmethod
@@ -96,7 +99,7 @@ class SocketAddress(Address):
             raise AssertionError
         return Agent.connect(self.agent_socket, timeout)
 
-    def no_agent(self, connection: Connection) -> Optional[str]:
+    def no_agent(self, connection: Connection, facts: GuestFacts) -> Optional[str]:
         if self.agent_socket is None:
             return "no agent_socket was given"
         if agent_listens(connection, self.agent_socket) is False:
@@ -106,7 +109,7 @@ class SocketAddress(Address):
     def check(self, connection: Connection, wait: float) -> None:
         """Nothing: QEMU itself refuses what does not go together."""
 
-    def guard(self, freeze: bool) -> dict[str, Any]:
+    def guard(self, connection: Connection, freeze: bool) -> dict[str, Any]:
         return {
             "qmp_socket": self.qmp_socket,
             "agent_socket": self.agent_socket if freeze else None,
@@ -133,8 +136,10 @@ class DomainAddress(Address):
     def agent(self, timeout: float) -> AgentCommands:
         return DomainAgent.connect(self.uri, self.domain, timeout)
 
-    def no_agent(self, connection: Connection) -> Optional[str]:
-        state = agent_state(as_domain(connection).xml())
+    def no_agent(self, connection: Connection, facts: GuestFacts) -> Optional[str]:
+        if facts.domain_xml is None:
+            raise AssertionError
+        state = agent_state(facts.domain_xml)
         if state == "absent":
             return "the domain has no channel for qemu-guest-agent"
         if state != "connected":
@@ -150,15 +155,13 @@ class DomainAddress(Address):
             )
         as_domain(connection).wait_idle(wait)
 
-    def guard(self, freeze: bool) -> dict[str, Any]:
-        with Domain.find(self.uri, self.domain) as domain:
-            uuid = domain.uuid
+    def guard(self, connection: Connection, freeze: bool) -> dict[str, Any]:
         return {
             "qmp_socket": None,
             "agent_socket": None,
             "libvirt": {
                 "uri": self.uri,
-                "domain": uuid,
+                "domain": as_domain(connection).uuid,
                 "virsh": shutil.which("virsh"),
                 "freeze": freeze,
             },

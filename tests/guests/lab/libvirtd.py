@@ -70,7 +70,11 @@ class Libvirtd:
         self.kvm = kvm_for_qemu()
         self.pid: int | None = None
         self._host: subprocess.Popen[str] | None = None
-        for name in PLACES:
+        # libvirt syncs its notes on a domain while that stands still: in memory, as /run is.
+        self._run = Path(tempfile.mkdtemp(prefix="livesnap-virt-", dir="/dev/shm"))
+        self._run.chmod(0o755)
+        (self.folder / "run").symlink_to(self._run)
+        for name in PLACES.keys() - {"run"}:
             (self.folder / name).mkdir(mode=0o755)
         (self.folder / "etc" / "qemu.conf").write_text(
             _QEMU_CONF + (_NO_KVM_CONF if not self.kvm else ""))
@@ -198,7 +202,8 @@ class Libvirtd:
         finally:
             if host is not None:
                 host.communicate()
-            shutil.rmtree(self.folder, ignore_errors=True)
+            for folder in (self._run, self.folder):
+                shutil.rmtree(folder, ignore_errors=True)
 
     def __enter__(self) -> Libvirtd:
         if self.pid is None:

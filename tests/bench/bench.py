@@ -31,6 +31,7 @@ sys.path[:0] = [str(REPO), str(layout.COLLECTIONS)]
 import engines  # noqa: E402
 import kindness  # noqa: E402
 import report  # noqa: E402
+import retention  # noqa: E402
 from cases import CASES, GIB, MIB, Case  # noqa: E402
 from lab import Guest  # noqa: E402
 from lab.thp import collapse  # noqa: E402
@@ -39,6 +40,8 @@ from taking import TestStore  # noqa: E402
 
 #: How much is written to know how fast the store is.
 STORE_SAMPLE = 1 * GIB
+#: name -> (what measures it, rounds)
+OTHERS = {**kindness.KINDNESS, "retention": (retention.retention, 3)}
 
 
 def store_rate(folder: Path) -> float:
@@ -110,7 +113,7 @@ def machine() -> dict[str, Any]:
 
 def chosen(names: str) -> list[str]:
     """The cases of a list such as "a,b"; all for an empty one. ValueError names what is unknown."""
-    known = [case.name for case in CASES] + list(kindness.KINDNESS)
+    known = [case.name for case in CASES] + list(OTHERS)
     wanted = [name for name in names.split(",") if name]
     unknown = [name for name in wanted if name not in known]
     if unknown:
@@ -126,7 +129,7 @@ def run_one(name: str, rounds: int) -> tuple[dict[str, Any], str]:
         if case.name == name:
             judged = run_case(case, rounds or case.rounds)
             return judged, report.table(name, judged)
-    function, usual = kindness.KINDNESS[name]
+    function, usual = OTHERS[name]
     print(f"{name}: measuring", flush=True)
     judged = function(rounds or usual)
     return judged, "\n".join([kindness.table(name, judged), *report.bounds(judged)])
@@ -134,6 +137,10 @@ def run_one(name: str, rounds: int) -> tuple[dict[str, Any], str]:
 
 def main() -> int:
     """Exit code 0 whatever the figures; 2 for bad arguments."""
+    if sys.argv[1:2] == ["measure"]:
+        # One round of `retention`, in a process that has done nothing else.
+        print(json.dumps(retention.measure(sys.argv[2])))
+        return 0
     try:
         names = chosen(os.environ.get("BENCH", ""))
     except ValueError as error:

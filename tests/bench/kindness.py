@@ -19,6 +19,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Callable
 
+import report
 from capture_by_hand import Capture, CaptureFailed
 from lab import Guest
 from layout import REPO
@@ -120,19 +121,9 @@ def stall(rounds: int) -> dict[str, Any]:
             "hwm_bytes": [hwm for _loop, hwm in plain + stalled],
         },
         "bounds": [
-            _bound("longest loop, ratio", with_it / without, 1.2),
-            _bound("helper's memory, bytes", memory, STAGING + BESIDES),
+            report.bound("longest loop, ratio", with_it / without, 1.2),
+            report.bound("helper's memory, bytes", memory, STAGING + BESIDES),
         ],
-    }
-
-
-def _bound(what: str, value: float, most: float) -> dict[str, Any]:
-    return {
-        "what": what,
-        "value": round(value, 3),
-        "most": most,
-        "binding": True,
-        "reached": value <= most,
     }
 
 
@@ -178,8 +169,8 @@ def abort(rounds: int) -> dict[str, Any]:
         "title": f"abort, {memory >> 10} GiB in 4 KiB pages",
         "figures": figures,
         "bounds": [
-            _bound("longest released_ms", max(released), 100 + 40 * (memory << 20) / GIB),
-            _bound("longest step_ms of the guest", max(steps), 100),
+            report.bound("longest released_ms", max(released), 100 + 40 * (memory << 20) / GIB),
+            report.bound("longest step_ms of the guest", max(steps), 100),
         ],
     }
 
@@ -205,7 +196,7 @@ def holds(rounds: int) -> dict[str, Any]:
     return {
         "title": "mmap() of another thread of the target",
         "figures": figures,
-        "bounds": [_bound("longest part, median, ms", longest, 5)],
+        "bounds": [report.bound("longest part, median, ms", longest, 5)],
     }
 
 

@@ -105,6 +105,17 @@ def table(name: str, judged: dict[str, Any]) -> str:
     return "\n".join(lines + bounds(judged))
 
 
+def bound(what: str, value: float, most: float) -> dict[str, Any]:
+    """A figure that is to be reached, as bounds() prints it."""
+    return {
+        "what": what,
+        "value": round(value, 3),
+        "most": most,
+        "binding": True,
+        "reached": value <= most,
+    }
+
+
 def bounds(judged: dict[str, Any]) -> list[str]:
     """A line for each figure that is to be reached."""
     lines = []

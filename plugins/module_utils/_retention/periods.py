@@ -28,7 +28,7 @@ def parse_time(text: str) -> datetime:
     found = _TIME.fullmatch(text)
     if not found:
         raise ValueError(f"'{text}' is not a time in UTC such as 2026-11-23T01:00:07.123456Z")
-    whole = datetime.strptime(found.group(1), "%Y-%m-%dT%H:%M:%S").replace(tzinfo=_UTC)
+    whole = datetime.fromisoformat(found.group(1)).replace(tzinfo=_UTC)
     return whole + timedelta(microseconds=int((found.group(2) or "")[:6].ljust(6, "0")))
 
 

@@ -10,7 +10,7 @@ import os
 import re
 import stat
 from pathlib import Path
-from typing import Any, Callable, Mapping
+from typing import Any, Callable, Mapping, Optional
 
 from ansible_collections.livesnap.qemu.plugins.module_utils._errors import StoreError
 from ansible_collections.livesnap.qemu.plugins.module_utils._store import files, names, sums
@@ -43,17 +43,18 @@ def _bool(value: Any) -> bool:
 
 
 def _texts(value: Any) -> bool:
-    return isinstance(value, list) and all(isinstance(item, str) for item in value)
+    return isinstance(value, list) and set(map(type, value)) <= {str}
 
 
 def _null(value: Any) -> bool:
     return value is None
 
 
+_MOMENT = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d{1,9})?Z")
+
+
 def _time(value: Any) -> bool:
-    return isinstance(value, str) and bool(
-        re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d{1,9})?Z", value)
-    )
+    return isinstance(value, str) and _MOMENT.fullmatch(value) is not None
 
 
 def _or_null(check: Check) -> Check:
@@ -64,14 +65,31 @@ def _one_of(*words: str) -> Check:
     return lambda value: value in words
 
 
+# Stores have ten thousand manifests: loops here take half of the time that generators do.
 def _object(**table: Check) -> Check:
-    return lambda value: isinstance(value, dict) and all(
-        key in value and check(value[key]) for key, check in table.items()
-    )
+    fields = tuple(table.items())
+
+    def test(value: Any) -> bool:
+        if not isinstance(value, dict):
+            return False
+        for key, check in fields:  # noqa: SIM110
+            if key not in value or not check(value[key]):
+                return False
+        return True
+
+    return test
 
 
 def _list_of(check: Check) -> Check:
-    return lambda value: isinstance(value, list) and all(check(item) for item in value)
+    def test(value: Any) -> bool:
+        if not isinstance(value, list):
+            return False
+        for item in value:  # noqa: SIM110
+            if not check(item):
+                return False
+        return True
+
+    return test
 
 
 _numbers_or_null = _or_null(_number)
@@ -265,8 +283,9 @@ def read(folder: Path) -> dict[str, Any]:
             f"'{path}' is of snapshot '{fields['guest']}/{fields['name']}', not of"
             f" '{expected[0]}/{expected[1]}': the folder was moved or copied"
         )
+    looked: set[str] = set()
     for name, size in sizes(fields):
-        check_file(folder, name, size)
+        check_file(folder, name, size, looked)
     return fields
 
 
@@ -295,12 +314,21 @@ def check_contents(folder: Path, fields: Mapping[str, Any]) -> None:
                 )
 
 
-def check_file(folder: Path, name: str, size: int) -> None:
-    """Raise StoreError unless it is a regular file of that size; no part of it may be a link."""
-    path = folder / name
+def check_file(
+    folder: Path, name: str, size: int, looked: Optional[set[str]] = None
+) -> None:
+    """Raise StoreError unless it is a regular file of that size; no part of it may be a link.
+
+    `looked`: the folders that were found to be none already, of one reading.
+    """
+    path = f"{folder}/{name}"
+    parent = path.rpartition("/")[0]
     try:
-        if stat.S_ISLNK(os.lstat(path.parent).st_mode):
-            raise StoreError(f"'{path.parent}' is a symbolic link")
+        if looked is None or parent not in looked:
+            if stat.S_ISLNK(os.lstat(parent).st_mode):
+                raise StoreError(f"'{parent}' is a symbolic link")
+            if looked is not None:
+                looked.add(parent)
         info = os.lstat(path)
     except OSError as err:
         raise StoreError(f"'{path}' cannot be read: {err.strerror}") from None

@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any, Optional, Sequence
 
@@ -22,7 +23,7 @@ def default() -> dict[str, Any]:
 def read(folder: Path) -> dict[str, Any]:
     """A snapshot's status; the defaults when there is none; StoreError when it makes no sense."""
     path = folder / NAME
-    if not path.is_symlink() and not path.exists():
+    if not os.path.lexists(path):
         return default()
     status = {**default(), **files.read_object(path)}
     if status["version"] != VERSION:

@@ -5,15 +5,20 @@
 from __future__ import annotations
 
 import functools
+import os
+import shutil
+import signal
 import subprocess
 import threading
 import time
+from collections.abc import Callable
 from typing import Any
 
 from ansible_collections.livesnap.qemu.plugins.module_utils import _prune
 from ansible_collections.livesnap.qemu.plugins.module_utils._options import argument_spec
 from ansible_collections.livesnap.qemu.plugins.module_utils._store import listing
 from ansible_collections.livesnap.qemu.plugins.module_utils._store.layout import Store
+from dying import die_at
 from lab import Guest
 from taking import TestStore, as_module, folder_of, helper, verdict
 
@@ -108,6 +113,60 @@ def test_what_is_kept_restores_and_verifies(store: TestStore) -> None:
     assert names(store, guest) == ["last", "pinned", "torn"]
     prune(store, keep_labels=["none"], allow_empty=True, gone="prune")
     assert names(store, guest) == ["pinned", "torn"]
+
+
+def killed_at(store: TestStore, step: int, **policy: Any) -> bool:
+    """Prunes in a process that dies before that many changes of the store; whether it did."""
+    child = os.fork()
+    if child == 0:
+        try:
+            die_at(step)
+            prune(store, **policy)
+            os._exit(0)
+        finally:
+            os._exit(1)
+    ended = os.waitpid(child, 0)[1]
+    assert ended == 0 or os.WTERMSIG(ended) == signal.SIGKILL
+    return ended != 0
+
+
+def test_killed_at_every_step_the_next_run_finishes(
+    store: TestStore, rounds: Callable[[int, int], int]
+) -> None:
+    """Beside a guest that works: what is kept is whole, and what goes is gone, wherever it died."""
+    with Guest(name="killed", memory=128) as guest:
+        pages = guest.witness()["pages"]
+        names_taken = ("old", "older", "kept", "new")
+        taken = {name: store.take(guest, name, freeze="never") for name in names_taken}
+        place = store.path / "killed"
+        aside = store.path.with_name(f"{store.path.name}-aside")
+        # Links: whoever writes to a file here writes to that of the kept one.
+        shutil.copytree(place, aside, copy_function=os.link)
+        try:
+            step, recovered = 0, []
+            while killed_at(store, step, keep_last=2):
+                done = prune(store, keep_last=2)
+                recovered += done["recovered"]
+                assert Store(str(store.path)).entries("killed") == (["kept", "new"], []), step
+                for name in ("kept", "new"):
+                    assert listing.look(Store(str(store.path)), "killed", name)["problem"] is None
+                assert prune(store, keep_last=2)["changed"] is False
+                for name in ("old", "older"):
+                    shutil.copytree(aside / name, place / name, copy_function=os.link)
+                step += rounds(2, 1)
+        finally:
+            shutil.rmtree(aside)
+        assert step > 15
+        assert "removed unfinished snapshot 'old' of guest 'killed'" in recovered
+        for name in ("kept", "new"):
+            subprocess.run(
+                [helper(), "verify", str(folder_of(taken[name]))],
+                check=True, capture_output=True, timeout=120,
+            )  # fmt: skip
+            assert verdict(guest, taken[name], pages) == ""
+        boot = guest.counts()["boot"]
+        with store.clone(guest, "kept") as clone:
+            assert clone.counts()["boot"] == boot
 
 
 def test_a_domain_is_gone_when_it_is_undefined(store: TestStore, make_domain: Any) -> None:

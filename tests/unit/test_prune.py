@@ -29,6 +29,7 @@ from ansible_collections.livesnap.qemu.plugins.module_utils._store import (
     status,
 )
 from ansible_collections.livesnap.qemu.plugins.module_utils._store.layout import Store
+from dying import die_at
 from test_store import fields
 
 IMAGE = str(Path(__file__))
@@ -339,23 +340,6 @@ def test_two_at_once_remove_each_snapshot_once(store: Store, tmp_path: Path) -> 
         for each in files.read_object(tmp_path / name)["decisions"] if each["removed"]
     ]  # fmt: skip
     assert len(removed) == len(set(removed))
-
-
-def die_at(step: int) -> None:
-    """SIGKILL to this process before the so-manieth change of the store."""
-    left = [step]
-
-    def dying(real: Callable[..., Any]) -> Callable[..., Any]:
-        def call(*given: Any, **options: Any) -> Any:
-            left[0] -= 1
-            if left[0] < 0:
-                os.kill(os.getpid(), signal.SIGKILL)
-            return real(*given, **options)
-
-        return call
-
-    for name in ("rename", "unlink", "rmdir", "fsync"):
-        setattr(os, name, dying(getattr(os, name)))
 
 
 def test_killed_at_any_step_the_next_run_finishes(store: Store) -> None:

@@ -230,20 +230,15 @@ def take_new(
             started_at=started_at,
             warnings=list(plan.warnings),
         )
-        run.rundir.make()
-        run.rundir.write(
-            "owner.json",
-            {
-                **rundir.myself(),
-                "id": run.id,
-                "store": str(store.root),
-                "guest": spec.guest,
-                "snapshot": spec.name,
-                **address.noted(),
-                "freeze": plan.freeze,
-                "was_running": plan.facts.running,
-                "engine": plan.engine,
-            },
+        run.rundir.begin(
+            run.id,
+            str(store.root),
+            spec.guest,
+            spec.name,
+            **address.noted(),
+            freeze=plan.freeze,
+            was_running=plan.facts.running,
+            engine=plan.engine,
         )
         log(spec.guest, run.id, f"snapshot '{spec.name}' begins")
         try:

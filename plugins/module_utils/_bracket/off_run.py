@@ -60,18 +60,7 @@ def take(spec: SnapshotSpec, link: Link, store: Store, key: str) -> dict[str, An
     started, begun = rundir.utc(), time.monotonic()
     planned = plan(spec)
     run = _Run(spec, str(uuid.uuid4()), link, planned, rundir.RunDir(key))
-    run.rundir.make()
-    run.rundir.write(
-        "owner.json",
-        {
-            **rundir.myself(),
-            "id": run.id,
-            "store": str(store.root),
-            "guest": spec.guest,
-            "snapshot": spec.name,
-            **spec.address.noted(),
-        },
-    )
+    run.rundir.begin(run.id, str(store.root), spec.guest, spec.name, **spec.address.noted())
     log(spec.guest, run.id, f"snapshot '{spec.name}' of a guest that is off begins")
     try:
         snapshot = _make(run, store, started, begun)

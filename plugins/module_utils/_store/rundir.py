@@ -98,6 +98,12 @@ class RunDir:
                 else:
                     return
 
+    def begin(self, run: str, store: str, guest: str, snapshot: str, **more: Any) -> None:
+        """Make it, and say who works here on what (owner.json). `run`: the snapshot's id."""
+        about = {"id": run, "store": store, "guest": guest, "snapshot": snapshot}
+        self.make()
+        self.write("owner.json", {**myself(), **about, **more})
+
     def write(self, name: str, value: Mapping[str, Any]) -> None:
         """A JSON file, replaced by rename. /run does not outlive the machine: nothing is synced."""
         with files.as_store_error(f"'{self.path / name}' cannot be written"):

@@ -29,6 +29,8 @@ from ansible_collections.livesnap.qemu.plugins.module_utils._errors import Clone
 from lab import DiskSpec, Domain, DomainReach, Libvirtd
 from taking import TestStore, as_module, folder_of, helper, verdict
 
+GENERATION = "324e6eaf-d1d1-4bf6-bf41-b9bb6c91fb87"
+
 
 @pytest.fixture(scope="module")
 def bridge() -> Iterator[str]:
@@ -59,7 +61,7 @@ def shop(libvirtd: Libvirtd, bridge: str) -> Iterator[Domain]:
     xml = domain.folder / "domain.xml"
     xml.write_text(xml.read_text().replace("</type>", f"""</type>
         <loader readonly='yes' type='pflash'>/usr/share/seabios/bios-256k.bin</loader>
-        <nvram>{variables}</nvram>""", 1))
+        <nvram>{variables}</nvram>""", 1).replace("</uuid>", f"</uuid><genid>{GENERATION}</genid>"))
     libvirtd.virsh("define", str(xml))
     with domain:
         yield domain
@@ -158,6 +160,10 @@ def test_beside_the_original(clones: Clones) -> None:
         assert {key: again[key] for key in ("pid", "uuid", "overlays", "running")} == {
             key: made[key] for key in ("pid", "uuid", "overlays", "running")}
         check_apart(clones, made)
+        # Whoever resumes from the same state has to learn that it is not alone.
+        with clones.shop.qmp() as qmp, twin.qmp() as other:
+            assert qmp.execute("query-vm-generation-id") == {"guid": GENERATION}
+            assert other.execute("query-vm-generation-id") != {"guid": GENERATION}
         # A snapshot of the clone shows that its RAM and its disks are of one instant.
         pages = clones.shop.witness()["pages"]
         kept = clones.store.take(clones.shop, "of-the-clone", guest=made["domain"])

@@ -19,6 +19,14 @@ from bracket_kit import fault, wait
 from lab import DiskSpec, Domain, Libvirtd
 from taking import TestStore, as_module, helper, verdict
 
+GENERATION = "324e6eaf-d1d1-4bf6-bf41-b9bb6c91fb87"
+
+
+def generation(domain: Domain) -> str:
+    """What tells the guest's system that it went back in time, when it changes."""
+    with domain.qmp() as qmp:
+        return str(qmp.execute("query-vm-generation-id")["guid"])
+
 
 @pytest.fixture(scope="module")
 def domain(libvirtd: Libvirtd) -> Iterator[Domain]:
@@ -30,7 +38,8 @@ def domain(libvirtd: Libvirtd) -> Iterator[Domain]:
     xml = made.folder / "domain.xml"
     xml.write_text(xml.read_text().replace("</type>", f"""</type>
         <loader readonly='yes' type='pflash'>/usr/share/seabios/bios-256k.bin</loader>
-        <nvram>{variables(made)}</nvram>""", 1))
+        <nvram>{variables(made)}</nvram>""", 1).replace(
+            "</uuid>", f"</uuid><genid>{GENERATION}</genid>"))
     libvirtd.virsh("define", str(xml))
     with made as guest:
         yield guest
@@ -109,6 +118,7 @@ def test_it_goes_back_and_starts_again(domain: Domain, kept: TestStore) -> None:
     plan = as_module(lambda: plan_restore(kept.request(domain, "one")))
     assert plan["pid"] == domain.pid
     later = mark(domain, "later")
+    assert generation(domain) == GENERATION
     # Where the image is not what the chip holds, the chip writes itself to it as it wakes up.
     number = variables(domain).stat().st_ino
     with variables(domain).open("r+b") as file:
@@ -118,6 +128,7 @@ def test_it_goes_back_and_starts_again(domain: Domain, kept: TestStore) -> None:
     assert result["running"] and result["warnings"] == []
     is_at(domain, boot, set())
     assert result["pid"] == domain.pid
+    assert generation(domain) != GENERATION
     in_order(domain, definition)
     assert os.stat(domain.disk_paths[0]).st_uid == owner
     # Snapshotted again, of one instant.

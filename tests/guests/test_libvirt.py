@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import subprocess
@@ -18,7 +19,14 @@ from ansible_collections.livesnap.qemu.plugins.module_utils._bracket.api import 
     plan_snapshot,
     remove_snapshot,
 )
-from ansible_collections.livesnap.qemu.plugins.module_utils._errors import LivesnapError
+from ansible_collections.livesnap.qemu.plugins.module_utils._connection.connection import (
+    Connection,
+)
+from ansible_collections.livesnap.qemu.plugins.module_utils._disks.domain_jobs import DomainJobs
+from ansible_collections.livesnap.qemu.plugins.module_utils._errors import (
+    LivesnapError,
+    QmpCommandError,
+)
 from ansible_collections.livesnap.qemu.plugins.module_utils._host.info import (
     HostRequest,
     describe,
@@ -128,35 +136,83 @@ def test_what_is_possible_is_told_beforehand(domain: Domain, store: TestStore) -
 
 
 def test_five_in_a_row_while_libvirtd_is_restarted(
-        libvirtd: Libvirtd, domain: Domain, store: TestStore) -> None:
+        libvirtd: Libvirtd, domain: Domain, store: TestStore,
+        monkeypatch: pytest.MonkeyPatch) -> None:
     before = view(domain)
     for number in range(5):
         if number in (1, 3):
             libvirtd.restart()
-        during = threading.Thread(target=restart_in_the_copy, args=(libvirtd, store))
-        if number in (2, 4):
-            during.start()
-        try:
-            result = store.take(domain, f"row{number}", bandwidth=100 << 20, compression="none")
-        finally:
+        during = Restart(domain, crash=number == 4)
+        with monkeypatch.context() as patched:
             if number in (2, 4):
-                during.join()
+                slow_copies(patched, os.stat(domain.disk_paths[0]).st_blocks * 512 // 10)
+                during.start()
+            try:
+                result = store.take(domain, f"row{number}")
+            finally:
+                if number in (2, 4):
+                    during.join()
+        assert during.seen == ([before[:4]] * 2 if number in (2, 4) else []), number
         assert verdict(domain, result, domain.witness()["pages"]) == "", number
+        assert view(domain) == before, number
     domain.counts()
-    assert view(domain) == before
     for number in (2, 0, 4, 1, 3):
         spec = store.spec(domain, f"row{number}")
         assert as_module(lambda spec=spec: remove_snapshot(spec))["changed"]  # type: ignore[misc]
     assert view(domain) == before
+    # Nothing of ours is in the way of what libvirt does with a domain.
+    domain.virsh("undefine")
+    libvirtd.virsh("define", str(domain.folder / "domain.xml"))
+    domain.virsh("managedsave")
+    domain.virsh("start")
+    domain.pid = int((libvirtd.folder / "run" / "qemu" / f"{domain.name}.pid").read_text())
+    domain.counts()
 
 
-def restart_in_the_copy(libvirtd: Libvirtd, store: TestStore) -> None:
-    deadline = time.monotonic() + 60
-    while not list(store.path.glob("*/*.partial/ram.lsnap*")):
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
-    time.sleep(0.5)
-    libvirtd.restart()
+def slow_copies(monkeypatch: pytest.MonkeyPatch, speed: int) -> None:
+    """libvirt's backup jobs copy so many bytes a second: QEMU is told right after they began."""
+    begin = DomainJobs.begin
+
+    def slowly(jobs: DomainJobs, qmp: Connection, timeout: float) -> None:
+        begin(jobs, qmp, timeout)
+        for job in qmp.execute("query-block-jobs"):
+            # One that has little to copy may be done.
+            with contextlib.suppress(QmpCommandError):
+                qmp.execute("block-job-set-speed", {"device": job["device"], "speed": speed})
+
+    monkeypatch.setattr(DomainJobs, "begin", slowly)
+
+
+class Restart(threading.Thread):
+    """libvirtd goes away in the middle of a copy of disks, and comes back to it."""
+
+    def __init__(self, domain: Domain, crash: bool) -> None:
+        super().__init__()
+        self.domain = domain
+        self.crash = crash
+        #: What libvirt told while the copy was under way, before and afterwards.
+        self.seen: list[tuple[str, ...]] = []
+
+    def run(self) -> None:
+        deadline = time.monotonic() + 60
+        while not self._copying():
+            if time.monotonic() > deadline:
+                return
+            time.sleep(0.05)
+        self._look()
+        if self.crash:
+            self.domain.libvirtd.kill()
+            self.domain.libvirtd.start()
+        else:
+            self.domain.libvirtd.restart()
+        if self._copying():
+            self._look()
+
+    def _look(self) -> None:
+        self.seen.append(view(self.domain)[:4])
+
+    def _copying(self) -> bool:
+        return "Backup" in self.domain.virsh("domjobinfo")
 
 
 def test_another_job_is_waited_for_then_refused(domain: Domain, store: TestStore) -> None:

@@ -161,6 +161,51 @@ def test_a_migration_blocker_is_every_engines(
         assert f"engine '{engine}': QEMU cannot migrate it: The vdi format" in found.msg
 
 
+#: What QEMU has here and no engine can capture.
+ODD_DEVICES = (
+    "-blockdev driver=null-co,node-name=n0,size=1048576,read-zeroes=on",
+    "-blockdev driver=null-co,node-name=n1,size=1048576,read-zeroes=on",
+    "-device nvme,id=fast,drive=n0,serial=n0",
+    "-device qemu-xhci,id=xhci",
+    "-device usb-uas,id=stick,bus=xhci.0",
+    "-device scsi-hd,bus=stick.0,drive=n1",
+    "-object memory-backend-ram,id=shared,size=1M,share=on",
+    "-device ivshmem-plain,id=window,memdev=shared",
+    "-m maxmem=1G",
+    "-object memory-backend-ram,id=more,size=256M",
+    "-device virtio-mem-pci,id=elastic,memdev=more",
+)
+
+
+def test_devices_that_no_engine_can_capture(
+    make_guest: Callable[..., Guest], store: TestStore
+) -> None:
+    args = tuple(word for option in ODD_DEVICES for word in option.split(" "))
+    guest = make_guest(name="devices", memory=MEMORY, args=args)
+    found = refusal(guest, store, **PAUSE)
+    for engine in ("uffd", "pause"):
+        why = found.msg.partition(f"engine '{engine}': ")[2].partition("engine '")[0]
+        for device, words in (
+            ("fast' (nvme)", "has no device state that can be saved"),
+            ("stick' (usb-uas)", "has no device state that can be saved"),
+            ("window' (ivshmem-plain)", "shares memory with other processes"),
+            ("elastic' (virtio-mem-pci)", "changes how much memory the guest has"),
+        ):
+            assert f"device '{device} {words}" in why
+
+
+def test_a_guest_that_was_never_started(store: TestStore) -> None:
+    guest = Guest(name="waits", memory=MEMORY, paused=True)
+    try:
+        guest.start(wait=False)
+        with pytest.raises(LivesnapError, match="is 'prelaunch', neither running nor paused"):
+            store.take(guest, "no")
+        clean(guest)
+        assert list(store.path.iterdir()) == []
+    finally:
+        guest.stop()
+
+
 def test_another_userfaultfd(guest: Guest, store: TestStore, tmp_path: Path) -> None:
     """RAM that somebody else protects can be read all the same."""
     pages = guest.witness()["pages"]

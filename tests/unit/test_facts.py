@@ -31,6 +31,7 @@ RAMBLOCK = """\
                  pc.bios    4 KiB  0x0000000040000000 0x0000000000040000 0x0000000000040000
 0000:00:05.0/virtio-net-pci.rom    4 KiB  0x00000000410c0000 0x0000000000040000 0x0000000000040000
                   pc.rom    2 MiB  0x0000000040040000 0x0000000000020000 0x0000000000020000
+                 tpm-ppi    4 KiB  0x0000000041340000 0x0000000000001000 0x0000000000001000
 """
 RAMBLOCK_10 = """\
               Block Name    PSize              Offset               Used              Total\
@@ -60,6 +61,7 @@ FlatView #2
   0000000000100000-000000001fffffff (prio 0, ram): pc.ram @0000000000100000
   00000000fd000000-00000000fdffffff (prio 1, ram): vga.vram
   00000000fec00000-00000000fec00fff (prio 0, i/o): ioapic
+  00000000fed45000-00000000fed453ff (prio 0, ram): tpm-ppi
   0000000100000000-000000011fffffff (prio 0, ram): pc.ram @0000000020000000
 
 """
@@ -70,7 +72,7 @@ def test_ramblocks() -> None:
     assert blocks["pc.ram"] == 1 << 30
     assert blocks["/rom@etc/acpi/tables"] == 0x20000
     assert blocks["0000:00:05.0/virtio-net-pci.rom"] == 0x40000
-    assert len(blocks) == 6
+    assert len(blocks) == 7
     assert mtree.parse_ramblocks(RAMBLOCK_10) == {"pc.ram": 1 << 30}
 
 

@@ -18,6 +18,7 @@ _RANGE = re.compile(
 _BLOCK = re.compile(
     r"\s*(\S.*?)\s+(\d+) ([KMG]i)?B\s+0x([0-9a-f]+)\s+0x([0-9a-f]+)\s+0x([0-9a-f]+)(\s.*)?"
 )
+_PAGE = 4096
 _RAM_KINDS = ("ram", "rom", "ramd", "romd", "nv-ram")
 
 
@@ -58,7 +59,9 @@ def parse_mtree(text: str, blocks: dict[str, int]) -> list[GpaRange]:
             block = block_of(match.group(4), blocks)
             start, end = int(match.group(1), 16), int(match.group(2), 16)
             offset = int(match.group(5) or "0", 16)
-            if block and offset + end - start + 1 <= blocks[block]:
+            # Less than pages is no RAM: a TPM has 1 KiB for the firmware.
+            whole = (start | offset | (end + 1)) % _PAGE == 0
+            if block and whole and offset + end - start + 1 <= blocks[block]:
                 ranges.append(GpaRange(start, block, offset, end - start + 1))
         break
     return sorted(ranges, key=lambda entry: entry.gpa)

@@ -12,16 +12,12 @@ from __future__ import annotations
 import base64
 import collections
 import copy
-import fcntl
 import hashlib
 import json
 import os
-import platform
 import re
 import shutil
 import subprocess
-import tempfile
-import urllib.request
 from collections.abc import Iterable
 from datetime import datetime, timezone
 from pathlib import Path
@@ -30,68 +26,21 @@ from zoneinfo import ZoneInfo
 
 from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 from cryptography.hazmat.primitives.poly1305 import Poly1305
-from layout import REPO
+from debs import Program
 
 # Debian 13's. The versions before 0.17 keep other sets: they lack the oldest one.
-DEB = "pool/main/r/restic/restic_0.18.0-1+b4_amd64.deb"
-DEB_SHA256 = "4888fb20b272a28b84ac39171b7d7f0d9a58c2aeae51ec28e54684648d66e12c"
-FOLDER = REPO / "build" / "restic"
+RESTIC = Program(
+    "restic",
+    "0.18.0",
+    "pool/main/r/restic/restic_0.18.0-1+b4_amd64.deb",
+    "4888fb20b272a28b84ac39171b7d7f0d9a58c2aeae51ec28e54684648d66e12c",
+)
 REFUSES_TO_EMPTY = "refusing to delete last snapshot"
 
 
-class Unavailable(Exception):
-    """There is no restic to ask here, and why."""
-
-
 def program() -> Path:
-    """restic 0.18.0, from Debian's mirror the first time; Unavailable says why it cannot be had."""
-    if platform.machine() != "x86_64":
-        raise Unavailable(f"the pinned package is for x86_64, not for {platform.machine()}")
-    found = FOLDER / "restic"
-    FOLDER.mkdir(parents=True, exist_ok=True)
-    with (FOLDER / "lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        if not found.exists():
-            _unpack(_download(), found)
-    return found
-
-
-def mirrors() -> list[str]:
-    """The Debian mirrors that apt uses on this machine."""
-    etc = Path("/etc/apt")
-    files = [etc / "sources.list", *sorted(etc.glob("sources.list.d/*"))]
-    text = "\n".join(path.read_text() for path in files if path.is_file())
-    return list(dict.fromkeys(re.findall(r"https?://\S+/debian(?=/?\s)", text)))
-
-
-def _download() -> bytes:
-    known = mirrors()
-    if not known:
-        raise Unavailable("restic 0.18.0 is not in build/restic, and apt knows no Debian mirror")
-    failures = []
-    for mirror in known:
-        try:
-            with urllib.request.urlopen(f"{mirror}/{DEB}", timeout=60) as answer:
-                data: bytes = answer.read()
-        except OSError as error:
-            failures.append(f"{mirror}/{DEB}: {error}")
-            continue
-        if hashlib.sha256(data).hexdigest() == DEB_SHA256:
-            return data
-        failures.append(f"{mirror}/{DEB} is another file than the pinned one")
-    raise Unavailable("restic 0.18.0 cannot be fetched: " + "; ".join(failures))
-
-
-def _unpack(data: bytes, program: Path) -> None:
-    with tempfile.TemporaryDirectory(dir=program.parent) as name:
-        package = Path(name) / "restic.deb"
-        package.write_bytes(data)
-        done = subprocess.run(
-            ["dpkg-deb", "-x", str(package), name], capture_output=True, text=True, check=False
-        )
-        if done.returncode:
-            raise Unavailable(f"restic's package cannot be unpacked: {done.stderr}")
-        (Path(name) / "usr" / "bin" / "restic").rename(program)
+    """restic 0.18.0; debs.Unavailable says why it cannot be had."""
+    return RESTIC.path()
 
 
 class _Key:

@@ -12,12 +12,11 @@ from ansible.errors import AnsibleActionFail, AnsibleConnectionFailure
 from ansible.plugins.action import ActionBase
 from ansible.utils.display import Display
 
+from ..module_utils._options import WITHOUT_HELPER
 from ..plugin_utils import _helper, _progress
 
 display = Display()
 
-# Reads manifests only.
-WITHOUT_HELPER = {"livesnap_info"}
 # Takes long enough to be worth a line now and then: how its option calls the snapshot, what is told
 # of it, and what becomes of it when its process was killed.
 WITH_PROGRESS = {
@@ -137,7 +136,8 @@ class ActionModule(ActionBase):
         self, name: str, arguments: dict[str, Any], task_vars: dict[str, Any]
     ) -> dict[str, Any]:
         """Starts the module detached, tells how far it is, and brings its result."""
-        self._task.async_val = NO_LIMIT
+        # A task that Ansible ends here at its time-out is ended on the target as well.
+        self._task.async_val = self._task.timeout or NO_LIMIT
         try:
             started: dict[str, Any] = self._execute_module(
                 module_name=name, module_args=arguments, task_vars=task_vars, wrap_async=True

@@ -161,6 +161,22 @@ PRUNE: tuple[Option, ...] = (STORE, Option("guest", "str", role=False), *KEEP)
 
 HELPER: tuple[Option, ...] = (STATE,)
 
+METRICS: tuple[Option, ...] = (
+    STORE,
+    Option("path", "path", required=True),
+    Option(
+        "outcomes",
+        "list",
+        elements="dict",
+        suboptions=(
+            Option("guest", "str", required=True),
+            Option(
+                "outcome", "str", choices=("taken", "unchanged", "skipped", "failed"), required=True
+            ),
+        ),
+    ),
+)
+
 HOST_INFO: tuple[Option, ...] = (
     STORE,
     URI,
@@ -184,11 +200,15 @@ MODULES: dict[str, tuple[Option, ...]] = {
     "livesnap_helper": HELPER,
     "livesnap_host_info": HOST_INFO,
     "livesnap_info": INFO,
+    "livesnap_metrics": METRICS,
     "livesnap_prune": PRUNE,
     "livesnap_recover": RECOVER,
     "livesnap_restore": RESTORE,
     "livesnap_verify": VERIFY,
 }
+
+# They read manifests only.
+WITHOUT_HELPER = frozenset(("livesnap_info", "livesnap_metrics"))
 
 # Set by the action plugin, never by users; Ansible leaves options that begin with an underscore
 # out of documentation.
@@ -198,6 +218,6 @@ INTERNAL: dict[str, dict[str, Any]] = {"_livesnap_helper": {"type": "path"}}
 def argument_spec(module: str) -> dict[str, Any]:
     """The argument specification of a module by its short name."""
     spec = {option.name: option.spec() for option in MODULES[module]}
-    if module != "livesnap_info":
+    if module not in WITHOUT_HELPER:
         spec.update(INTERNAL)
     return spec

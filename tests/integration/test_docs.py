@@ -26,8 +26,10 @@ def test_ansible_doc_renders_each_module(controller: Controller, name: str) -> N
 @pytest.mark.parametrize(
     ("kind", "name"),
     [
+        ("filter", "outcome"),
         ("filter", "simulate"),
         ("filter", "slot"),
+        ("filter", "summary"),
         ("role", "host"),
         ("role", "retention"),
         ("role", "snapshot"),

@@ -95,8 +95,11 @@ def test_the_role_has_every_option_with_the_tables_default() -> None:
     ]["options"]
     own = {
         "snapshot_auto",
+        "snapshot_fail_when",
+        "snapshot_guest_timeout",
         "snapshot_guests",
         "snapshot_interval",
+        "snapshot_metrics",
         "snapshot_slot",
         "snapshot_name",
         "snapshot_schedule",
@@ -122,6 +125,7 @@ def test_a_guest_of_the_role_has_every_option() -> None:
     }
     found = {key: described(value) for key, value in options["snapshot_guests"]["options"].items()}
     assert found.pop("name") == {"type": "str", "required": True}
+    assert found.pop("guest_timeout") == {"type": "int"}
     assert found == of_guest
 
 

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 from zoneinfo import ZoneInfo
 
+import debs
 import pytest
 import restic
 from ansible_collections.livesnap.qemu.plugins.module_utils._errors import RefusedError
@@ -87,7 +88,7 @@ class Repositories:
 def repositories() -> Iterator[Repositories]:
     try:
         program = restic.program()
-    except restic.Unavailable as reason:
+    except debs.Unavailable as reason:
         pytest.skip(str(reason))
     # A file for each snapshot: in memory where that can be had.
     memory = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None

@@ -1,0 +1,114 @@
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""What an operator sees of snapshot.yml: summary, exit status, artifacts, metrics, limits."""
+
+from __future__ import annotations
+
+import json
+import re
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from guests import INFO, MODULE, entry, info
+from lab import Guest
+from runs import Controller, Run, local, play
+
+PLAYBOOK = "livesnap.qemu.snapshot"
+METRICS = "livesnap.qemu.livesnap_metrics"
+SLOT = "20261123T0100Z"
+
+
+@pytest.fixture(scope="module")
+def guest() -> Iterator[Guest]:
+    """One guest for all of these."""
+    with Guest(memory=128) as running:
+        yield running
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Path:
+    folder = tmp_path / "store"
+    folder.mkdir(mode=0o711)
+    return folder
+
+
+def take(
+    controller: Controller, guests: list[dict[str, Any]], store: Path, *options: str, **given: Any
+) -> Run:
+    inventory = local(livesnap_guests=guests, livesnap_store=str(store), **given)
+    return controller.playbook(
+        inventory, PLAYBOOK, "-e", f"snapshot_slot={SLOT}", *options,
+        ANSIBLE_SHOW_CUSTOM_STATS="1",
+    )  # fmt: skip
+
+
+def lines(run: Run) -> list[str]:
+    """The summary."""
+    (found,) = [
+        each for each in run.of("ansible.builtin.debug") if "snapshot_summary.lines" in each
+    ]
+    return [str(line) for line in found["snapshot_summary.lines"]]
+
+
+def artifacts(run: Run) -> dict[str, Any]:
+    """What set_stats handed on."""
+    found = re.search(r"RUN: (\{.*)", run.text)
+    assert found, run.text
+    outcomes: dict[str, Any] = json.loads(found.group(1))["livesnap_outcomes"]
+    return outcomes
+
+
+def test_what_an_operator_sees(
+    prepared: Controller, guest: Guest, store: Path, tmp_path: Path
+) -> None:
+    gone = {"name": "gone", "qmp_socket": str(tmp_path / "nothing")}
+    guests = [gone, entry(guest, "web1")]
+    prom = tmp_path / "livesnap.prom"
+    some = {"livesnap_metrics": str(prom), "livesnap_fail_when": "50%"}
+    run = take(prepared, guests, store, **some).good()
+    first, last = lines(run)
+    assert first.startswith("taken      web1: hourly-20261123T0100Z, filesystem, frozen ")
+    assert last.startswith("FAILED     gone: ") and str(tmp_path / "nothing") in last
+    told = artifacts(run)["hv1"]
+    assert told["web1"]["id"] == run.of(MODULE)[-1]["snapshot"]["id"]
+    assert (told["web1"]["outcome"], told["gone"]["outcome"]) == ("taken", "failed")
+    written = run.one(METRICS)
+    assert prom.read_text() == written["metrics"]
+    assert written["actions"] == [f"wrote metrics to '{prom}'"] and written["recovered"] == []
+    assert 'livesnap_last_run_failed{guest="gone"} 1' in written["metrics"]
+    assert 'livesnap_runs_total{guest="web1",outcome="taken"} 1' in written["metrics"]
+    # Again, as by default: one that failed fails the run, which has changed nothing.
+    again = take(prepared, guests, store, livesnap_metrics=str(prom))
+    assert again.code == 2 and again.recap("hv1")["changed"] == 0
+    assert "1 of 2 guests have no snapshot" in again.text
+    assert lines(again)[0].startswith("unchanged  web1: ")
+    assert 'livesnap_runs_total{guest="gone",outcome="failed"} 2' in prom.read_text()
+    # Check mode tells the same, and writes nothing.
+    before = prom.read_bytes()
+    check = take(prepared, guests, store, "--check", **some).good()
+    assert len(lines(check)) == 2 and prom.read_bytes() == before
+
+
+def test_one_guest_may_take_so_long_and_no_longer(
+    prepared: Controller, guest: Guest, store: Path
+) -> None:
+    slow = entry(guest, "web1", bandwidth="4M", compression="none", guest_timeout=6)
+    begun = time.monotonic()
+    run = take(prepared, [slow], store)
+    assert run.code == 2 and time.monotonic() - begun < 60
+    assert "did not end within 6 s" in lines(run)[0]
+    # Its instant had passed: it completes, and the next run finds it.
+    again = take(prepared, [entry(guest, "web1")], store).good()
+    assert artifacts(again)["hv1"]["web1"]["outcome"] == "unchanged"
+    listed = prepared.playbook(local(), play(info(store))).good().one(INFO)["snapshots"]
+    assert [each["complete"] for each in listed] == [True]
+    guest.counts()
+
+
+def test_a_policy_that_is_none_is_an_error(prepared: Controller, guest: Guest, store: Path) -> None:
+    run = take(prepared, [entry(guest, "web1")], store, livesnap_fail_when="sometimes")
+    assert run.code == 2 and "any, none or a percentage" in run.text
+    assert list(store.iterdir()) == []

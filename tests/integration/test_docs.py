@@ -32,6 +32,7 @@ def test_ansible_doc_renders_each_module(controller: Controller, name: str) -> N
         ("filter", "summary"),
         ("role", "host"),
         ("role", "retention"),
+        ("role", "schedule"),
         ("role", "snapshot"),
     ],
 )

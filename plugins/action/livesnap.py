@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import os
 import random
+import time
 from typing import Any
 
 from ansible.errors import AnsibleActionFail, AnsibleConnectionFailure
@@ -153,7 +154,7 @@ class ActionModule(ActionBase):
     def _watch(
         self, job: str, results_file: str, arguments: dict[str, Any], task_vars: dict[str, Any]
     ) -> None:
-        steps = _progress.Steps()
+        steps, pace = _progress.Steps(), _progress.Pace()
         host = task_vars.get("inventory_hostname", "")
         option, what, killed = WITH_PROGRESS[self._task.action.rpartition(".")[2]]
         guest, snapshot = arguments.get("guest"), arguments.get(option)
@@ -171,17 +172,16 @@ class ActionModule(ActionBase):
                 continue
             state, found = _progress.read_poll(done.get("stdout", ""))
             for one in found:
-                if (
-                    one.get("guest") == guest
-                    and one.get("name") == snapshot
-                    and one.get("percent") is not None
-                    and steps.due(float(one["percent"]))
-                ):
-                    display.display(
-                        f"{host}: {what.format(guest=guest, snapshot=snapshot)}: "
-                        f"{float(one['percent']):.0f} %",
-                        color="cyan",
-                    )
+                if (one.get("guest"), one.get("name")) != (guest, snapshot):
+                    continue
+                if one.get("percent") is None:
+                    continue
+                percent = float(one["percent"])
+                left = pace.left(percent, time.monotonic())
+                if steps.due(percent):
+                    said = _progress.describe(one, left)
+                    about = what.format(guest=guest, snapshot=snapshot)
+                    display.display(f"{host}: {about}: {said}", color="cyan")
             if state == "gone":
                 raise AnsibleActionFail(killed.format(guest=guest, snapshot=snapshot))
             if state != "running":

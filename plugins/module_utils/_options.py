@@ -60,6 +60,12 @@ DISKS = Option(
     ),
 )
 
+_HOOK: tuple[Option, ...] = (
+    Option("command", "list", elements="str", required=True),
+    Option("where", "str", "host", ("host", "guest")),
+    Option("timeout", "int", 30),
+)
+
 SNAPSHOT: tuple[Option, ...] = (
     GUEST,
     NAME,
@@ -79,12 +85,17 @@ SNAPSHOT: tuple[Option, ...] = (
     Option("deadline", "int", 9),
     Option("lock_timeout", "int", 60),
     Option("timeout", "int", 0),
+    Option("host_turns", "int", 0),
+    Option("store_turns", "int", 0),
+    Option("turn_timeout", "int", 3600),
     Option("compression", "str", "lz4", ("none", "lz4", "zstd")),
     Option("compression_level", "int"),
     Option("staging", "str", "auto"),
     Option("workers", "int", 0),
     Option("bandwidth", "bytes", 0),
     Option("ksm", "str", "pause", ("pause", "refuse")),
+    Option("before", "list", elements="dict", suboptions=_HOOK),
+    Option("after", "list", elements="dict", suboptions=_HOOK),
     Option("schedule", "str"),
     Option("slot", "str", role=False),
     Option("labels", "list", elements="str"),
@@ -194,6 +205,22 @@ HOST_INFO: tuple[Option, ...] = (
     Option("preflight", "bool", True),
 )
 
+WAIT: tuple[Option, ...] = (
+    Option(
+        "jobs",
+        "list",
+        elements="dict",
+        required=True,
+        suboptions=(
+            Option("guest", "str", required=True),
+            Option("ansible_job_id", "str", required=True),
+            Option("results_file", "path", required=True),
+        ),
+    ),
+    Option("most", "int", 0),
+    Option("seconds", "int", 30),
+)
+
 MODULES: dict[str, tuple[Option, ...]] = {
     "livesnap": SNAPSHOT,
     "livesnap_clone": CLONE,
@@ -205,10 +232,11 @@ MODULES: dict[str, tuple[Option, ...]] = {
     "livesnap_recover": RECOVER,
     "livesnap_restore": RESTORE,
     "livesnap_verify": VERIFY,
+    "livesnap_wait": WAIT,
 }
 
-# They read manifests only.
-WITHOUT_HELPER = frozenset(("livesnap_info", "livesnap_metrics"))
+# They read manifests only, or what others have said.
+WITHOUT_HELPER = frozenset(("livesnap_info", "livesnap_metrics", "livesnap_wait"))
 
 # Set by the action plugin, never by users; Ansible leaves options that begin with an underscore
 # out of documentation.

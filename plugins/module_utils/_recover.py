@@ -17,7 +17,7 @@ import time
 from pathlib import Path
 from typing import Any, Optional
 
-from ansible_collections.livesnap.qemu.plugins.module_utils import _guard
+from ansible_collections.livesnap.qemu.plugins.module_utils import _guard, _hooks
 from ansible_collections.livesnap.qemu.plugins.module_utils._capture import qemu
 from ansible_collections.livesnap.qemu.plugins.module_utils._capture.capture import kill
 from ansible_collections.livesnap.qemu.plugins.module_utils._clone import standing
@@ -167,12 +167,26 @@ def undo_run(run: rundir.RunDir, owner: dict[str, Any]) -> list[str]:
         said += _undo_in_qemu(address, owner, pid, steps, what)
     if alive and address is not None and owner.get("freeze") and "freeze" in steps:
         said += _thaw(address, what)
+    said += _run_after(owner, steps, address if alive else None, what)
     # Only now that the guest is thawed; and before anybody freezes it again, because a guard that
     # still tries would thaw that.
     _end_guard(run)
     said += _remove_folder(owner)
     run.remove()
     return said or [f"removed what {what} had noted in '{run.path}'"]
+
+
+def _run_after(
+    owner: dict[str, Any], steps: list[str], address: Optional[Address], what: str
+) -> list[str]:
+    """The operator's commands that undo what his commands before the snapshot have begun."""
+    owed = _hooks.left_to_run(owner, steps)
+    if not owed:
+        return []
+    about = _hooks.about_run(str(owner.get("guest")), str(owner.get("snapshot")))
+    problems = _hooks.run_all(owed, address, about)
+    said = f"ran {len(owed)} commands after {what}"
+    return [said + "".join(f"; {problem}" for problem in problems)]
 
 
 def _await_guard(run: rundir.RunDir, what: str, limit: float) -> list[str]:

@@ -148,9 +148,11 @@ extends_documentation_fragment:
   - livesnap.qemu.attributes
   - livesnap.qemu.attributes.helper
   - livesnap.qemu.engine
+  - livesnap.qemu.hooks
   - livesnap.qemu.reach
   - livesnap.qemu.store
   - livesnap.qemu.store.guest
+  - livesnap.qemu.turns
 attributes:
   check_mode:
     support: full

@@ -82,6 +82,36 @@ class Steps:
         return True
 
 
+@dataclass
+class Pace:
+    """How long it still takes, from how fast it went since it was first looked at."""
+
+    begun: float | None = field(default=None)
+    first: float = field(default=0.0)
+
+    def left(self, percent: float, now: float) -> float | None:
+        """Seconds, None as long as that cannot be told."""
+        if self.begun is None:
+            self.begun, self.first = now, percent
+        if percent <= self.first or now <= self.begun:
+            return None
+        return max(0.0, (100.0 - percent) * (now - self.begun) / (percent - self.first))
+
+
+def describe(found: dict[str, Any], left: float | None) -> str:
+    """What a line says of progress: percent, bytes where they are known, time left."""
+    said = [f"{float(found['percent']):.0f} %"]
+    total = int(found.get("total_bytes") or 0)
+    if total:
+        done = int(found.get("done_bytes") or 0)
+        said.append(f"{done / (1 << 20):.0f} of {total / (1 << 20):.0f} MiB")
+    if left is not None:
+        said.append(
+            f"{int(left) // 60} min {int(left) % 60} s left" if left >= 60 else f"{left:.0f} s left"
+        )
+    return ", ".join(said)
+
+
 def job_name(text: str) -> str:
     """An async job's id, checked before it becomes part of a shell line."""
     if not re.fullmatch(r"j[0-9]+(\.[0-9]+)?", text):

@@ -17,14 +17,15 @@ TIMED_OUT = (
     "it did not end within {limit} s, and was ended on the hypervisor; if its instant had passed, "
     "the snapshot completes on its own, and livesnap_info shows it"
 )
+OUTSIDE = "its turn came outside of the time window"
 
 
 def outcome(result: Mapping[str, Any], guest: str) -> dict[str, Any]:
     """A module's result, of success or failure, as one line's worth of it."""
     found: dict[str, Any] = {"guest": str(guest), "outcome": "failed", "reason": ""}
     snapshot = result.get("snapshot")
-    if result.get("skip_reason"):
-        return {**found, "outcome": "skipped", "reason": str(result["skip_reason"])}
+    if result.get("skipped"):
+        return {**found, "outcome": "skipped", "reason": result.get("skip_reason") or OUTSIDE}
     if result.get("failed") or snapshot is None:
         found["reason"] = _reason(result)
         return found

@@ -30,6 +30,7 @@ def test_ansible_doc_renders_each_module(controller: Controller, name: str) -> N
         ("filter", "simulate"),
         ("filter", "slot"),
         ("filter", "summary"),
+        ("filter", "within"),
         ("role", "host"),
         ("role", "retention"),
         ("role", "schedule"),

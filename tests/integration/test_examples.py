@@ -126,6 +126,24 @@ def test_livesnap_prune(prepared: Controller, web1: Guest, store: Path) -> None:
     assert "keep_labels audit" in pruned["decisions"][1]["reasons"]
 
 
+def test_livesnap_metrics(prepared: Controller, web1: Guest, store: Path, tmp_path: Path) -> None:
+    (task,) = examples("modules", "livesnap_metrics")
+    task["livesnap.qemu.livesnap_metrics"]["path"] = str(tmp_path / "livesnap.prom")
+    found = run(prepared, store, [task])[task["name"]]
+    assert 'guest="web1"' in found["metrics"]
+
+
+def test_livesnap_wait(prepared: Controller, web1: Guest, store: Path) -> None:
+    # Here both names are of one guest, which has its snapshots one after the other.
+    (WHERE / "db1").symlink_to("web1")
+    found = run(prepared, store, examples("modules", "livesnap_wait"))
+    waited = found["Wait for both, for an hour at most"]
+    assert {job["guest"] for job in waited["ended"]} == {"web1", "db1"}
+    names = {job["result"]["snapshot"]["name"] for job in waited["ended"]}
+    assert names == {"before-upgrade"} and waited["running"] == []
+    shutil.rmtree(store / "db1")
+
+
 def test_livesnap_restore(prepared: Controller, web1: Guest, store: Path) -> None:
     found = run(prepared, store, examples("modules", "livesnap_restore"))
     done, planned = found.values()

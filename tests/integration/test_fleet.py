@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import re
 import time
@@ -36,12 +37,17 @@ def store(tmp_path: Path) -> Path:
 
 
 def take(
-    controller: Controller, guests: list[dict[str, Any]], store: Path, *options: str, **given: Any
+    controller: Controller,
+    guests: list[dict[str, Any]],
+    store: Path,
+    *options: str,
+    strategy: str = "linear",
+    **given: Any,
 ) -> Run:
     inventory = local(livesnap_guests=guests, livesnap_store=str(store), **given)
     return controller.playbook(
         inventory, PLAYBOOK, "-e", f"snapshot_slot={SLOT}", *options,
-        ANSIBLE_SHOW_CUSTOM_STATS="1",
+        ANSIBLE_SHOW_CUSTOM_STATS="1", ANSIBLE_STRATEGY=strategy,
     )  # fmt: skip
 
 
@@ -95,16 +101,64 @@ def test_what_an_operator_sees(
 def test_one_guest_may_take_so_long_and_no_longer(
     prepared: Controller, guest: Guest, store: Path
 ) -> None:
-    slow = entry(guest, "web1", bandwidth="4M", compression="none", guest_timeout=6)
+    slow = entry(guest, "web1", bandwidth="2M", compression="none", guest_timeout=12)
     begun = time.monotonic()
     run = take(prepared, [slow], store)
     assert run.code == 2 and time.monotonic() - begun < 60
-    assert "did not end within 6 s" in lines(run)[0]
+    assert "did not end within 12 s" in lines(run)[0]
     # Its instant had passed: it completes, and the next run finds it.
     again = take(prepared, [entry(guest, "web1")], store).good()
     assert artifacts(again)["hv1"]["web1"]["outcome"] == "unchanged"
     listed = prepared.playbook(local(), play(info(store))).good().one(INFO)["snapshots"]
     assert [each["complete"] for each in listed] == [True]
+    guest.counts()
+
+
+def test_side_by_side(prepared: Controller, guest: Guest, store: Path, tmp_path: Path) -> None:
+    """A slow guest, a broken one and two others: the slow one ends last and holds nobody up."""
+    with Guest(memory=128) as slow:
+        guests = [
+            entry(slow, "slow", bandwidth="4M", compression="none"),
+            {"name": "gone", "qmp_socket": str(tmp_path / "nothing")},
+            entry(guest, "web1"),
+        ]
+        run = take(prepared, guests, store, livesnap_parallel=2)
+        assert run.code == 2
+        waited = [each for each in run.of("livesnap.qemu.livesnap_wait") if each["ended"]]
+        assert [[job["guest"] for job in each["ended"]] for each in waited][-1] == ["slow"]
+        # At most one beside the next, and none at the end.
+        assert [len(each["running"]) for each in waited] == [1, 1, 0]
+        told = artifacts(run)["hv1"]
+        outcomes = {name: each["outcome"] for name, each in told.items()}
+        assert outcomes == {"slow": "taken", "gone": "failed", "web1": "taken"}
+        assert run.recap("hv1")["changed"] == 2
+        again = take(prepared, guests[::2], store, livesnap_parallel=2).good()
+        assert again.recap("hv1")["changed"] == 0
+        assert not [path for path in (prepared.folder / "async").glob("j*") if path.is_file()]
+        slow.counts()
+
+
+def test_turns_windows_and_jitter(
+    prepared: Controller, guest: Guest, store: Path, tmp_path: Path
+) -> None:
+    minute = time.gmtime(time.time() + 3 * 3600)
+    later = f"{minute.tm_hour:02}:00-{minute.tm_hour:02}:30"
+    web1 = entry(guest, "web1")
+    skipped = take(prepared, [web1], store, livesnap_window=later, livesnap_jitter=1).good()
+    assert lines(skipped) == ["skipped    web1: its turn came outside of the time window"]
+    # Somebody else has the only turn, of the host or of the store.
+    for folder, given in (
+        (Path("/run/livesnap/turn"), {"livesnap_host_turns": 1}),
+        (store / ".turn", {"livesnap_store_turns": 1}),
+    ):
+        folder.mkdir(parents=True)
+        with (folder / "0").open("w") as held:
+            fcntl.flock(held, fcntl.LOCK_EX)
+            late = take(prepared, [web1], store, livesnap_turn_timeout=1, **given)
+        assert late.code == 2 and "all 1 turns of the" in lines(late)[0]
+        taken = take(prepared, [web1], store, strategy="free", **given).good()
+        assert taken.recap("hv1")["failed"] == 0
+        assert not folder.exists()
     guest.counts()
 
 

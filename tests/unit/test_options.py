@@ -99,11 +99,15 @@ def test_the_role_has_every_option_with_the_tables_default() -> None:
         "snapshot_guest_timeout",
         "snapshot_guests",
         "snapshot_interval",
+        "snapshot_jitter",
         "snapshot_metrics",
         "snapshot_slot",
         "snapshot_name",
+        "snapshot_parallel",
         "snapshot_schedule",
         "snapshot_select",
+        "snapshot_timezone",
+        "snapshot_window",
     }
     of_role = {
         f"snapshot_{name}": option.spec()

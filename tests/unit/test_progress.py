@@ -36,6 +36,19 @@ def test_a_line_at_each_ten_percent() -> None:
     assert due == [10, 35, 100]
 
 
+def test_what_a_line_says() -> None:
+    pace = _progress.Pace()
+    assert pace.left(0.0, 100.0) is None
+    assert pace.left(0.0, 110.0) is None
+    assert pace.left(25.0, 120.0) == 60.0
+    assert pace.left(75.0, 130.0) == 10.0
+    assert pace.left(101.0, 140.0) == 0.0
+    found = {"percent": 40.2, "done_bytes": 40 << 20, "total_bytes": 100 << 20}
+    assert _progress.describe(found, None) == "40 %, 40 of 100 MiB"
+    assert _progress.describe(found, 9.4) == "40 %, 40 of 100 MiB, 9 s left"
+    assert _progress.describe({"percent": 1}, 125.0) == "1 %, 2 min 5 s left"
+
+
 def test_a_job_that_ended_is_seen_at_once(tmp_path: Path) -> None:
     file = tmp_path / "job"
     file.write_text('{"changed": true, "note": "started"}')

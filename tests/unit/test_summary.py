@@ -32,7 +32,7 @@ def test_each_outcome() -> None:
     assert outcome({**TOOK, "actions": ["set labels"]}, "web1")["outcome"] == "unchanged"
     check = {**TOOK, "snapshot": {**SNAPSHOT, "id": None, "timings": None, "memory": None}}
     assert outcome(check, "web1")["outcome"] == "predicted"
-    skipped = outcome({"skip_reason": "off", "snapshot": None}, "web1")
+    skipped = outcome({"skip_reason": "off", "snapshot": None, "skipped": True}, "web1")
     assert (skipped["outcome"], skipped["reason"]) == ("skipped", "off")
     assert outcome({"failed": True, "msg": "locked"}, "web1")["reason"] == "locked"
     assert outcome({"unreachable": True}, "web1")["outcome"] == "failed"

@@ -4,11 +4,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import time
 import uuid
 from dataclasses import replace
+from pathlib import Path
 from typing import Any, Optional
 
 from ansible_collections.livesnap.qemu.plugins.module_utils import _recover
@@ -38,6 +40,7 @@ from ansible_collections.livesnap.qemu.plugins.module_utils._store import (
     names,
     rundir,
     status,
+    turns,
 )
 from ansible_collections.livesnap.qemu.plugins.module_utils._store.layout import Store
 from ansible_collections.livesnap.qemu.plugins.module_utils._store.locks import GuestLock
@@ -132,6 +135,28 @@ def take(spec: SnapshotSpec, link: Link) -> dict[str, Any]:
     """The whole of it, in the owner process."""
     spec = by_name(spec)
     store = preflight.check_store(spec)
+    # Before the guest's lock: who waits for a turn keeps no other run from a guest, and finds its
+    # snapshot made if that was another run's.
+    with _turn(spec, link, turns.of_host(), spec.host_turns, "host"):
+        with _turn(spec, link, turns.of_store(spec.store), spec.store_turns, "store"):
+            return _take(spec, link, store)
+
+
+def _turn(
+    spec: SnapshotSpec, link: Link, folder: Path, count: int, what: str
+) -> contextlib.AbstractContextManager[Any]:
+    if not count:
+        return contextlib.nullcontext()
+    return turns.take(
+        folder,
+        count,
+        float(spec.turn_timeout),
+        what,
+        lambda: link.caller_gone() or link.asked_to_end(),
+    )
+
+
+def _take(spec: SnapshotSpec, link: Link, store: Store) -> dict[str, Any]:
     process = None
     try:
         process = spec.address.process()
@@ -239,6 +264,7 @@ def take_new(
             freeze=plan.freeze,
             was_running=plan.facts.running,
             engine=plan.engine,
+            after=spec.after or [],
         )
         log(spec.guest, run.id, f"snapshot '{spec.name}' begins")
         try:

@@ -70,6 +70,8 @@ class Run:
     freeze_reason: Optional[str] = None
     #: From here on the death of the caller changes nothing.
     instant: bool = False
+    #: The commands of 'after' were run.
+    hooked: bool = False
     created: str = ""
     attempts: int = 0
     devices_fd: int = -1

@@ -7,6 +7,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field, fields
 from typing import Any, Mapping, Optional
 
+from ansible_collections.livesnap.qemu.plugins.module_utils import _hooks
 from ansible_collections.livesnap.qemu.plugins.module_utils._errors import LivesnapError
 from ansible_collections.livesnap.qemu.plugins.module_utils._guest.address import (
     Address,
@@ -41,6 +42,10 @@ class SnapshotSpec:
     deadline: int = 9
     lock_timeout: int = 60
     timeout: int = 0
+    #: snapshots at once, of the host and into the store; 0 is unlimited
+    host_turns: int = 0
+    store_turns: int = 0
+    turn_timeout: int = 3600
     compression: str = "lz4"
     compression_level: Optional[int] = None
     #: bytes; 0 is auto
@@ -49,6 +54,9 @@ class SnapshotSpec:
     #: bytes per second; 0 is unlimited
     bandwidth: int = 0
     ksm: str = "pause"
+    #: see _hooks
+    before: Optional[list[dict[str, Any]]] = None
+    after: Optional[list[dict[str, Any]]] = None
     schedule: Optional[str] = None
     slot: Optional[str] = None
     #: None: leave what an existing snapshot has
@@ -63,9 +71,7 @@ class SnapshotSpec:
     def of(cls, params: Mapping[str, Any]) -> SnapshotSpec:
         """From a module's params ('_livesnap_helper' becomes `helper`); raises LivesnapError."""
         known = {item.name for item in fields(cls)}
-        values = {
-            key: value for key, value in params.items() if key in known and value is not None
-        }
+        values = {key: value for key, value in params.items() if key in known and value is not None}
         values["helper"] = params.get("_livesnap_helper") or values.get("helper") or ""
         staging = values.get("staging", 0)
         values["staging"] = 0 if staging in ("auto", "") else parse_size(staging, what="staging")
@@ -100,6 +106,9 @@ class SnapshotSpec:
             ("deadline", self.deadline, 2),
             ("lock_timeout", self.lock_timeout, 0),
             ("timeout", self.timeout, 0),
+            ("host_turns", self.host_turns, 0),
+            ("store_turns", self.store_turns, 0),
+            ("turn_timeout", self.turn_timeout, 0),
             ("workers", self.workers, 0),
         ):
             if number < least:
@@ -115,6 +124,9 @@ class SnapshotSpec:
                 f" '{self.deadline}'",
                 "the deadline counts from the freeze to the thaw: make it longer",
             )
+        reachable = self.qmp_socket is None or self.agent_socket is not None
+        _hooks.check(self.before, "before", reachable)
+        _hooks.check(self.after, "after", reachable)
         for label in self.labels or []:
             names.check_label(label)
         for entry in self.disks:

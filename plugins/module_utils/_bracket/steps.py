@@ -15,6 +15,7 @@ from typing import Any, Callable
 from ansible_collections.livesnap.qemu.plugins.module_utils._bracket import (
     capture,
     faults,
+    hooks,
     preflight,
     publish,
     quiet,
@@ -163,6 +164,7 @@ STEPS: tuple[Step, ...] = (
     Step("folder", _begin, _discard),
     Step("attach", capture.attach, capture.detach),
     Step("targets", _targets, _drop_targets),
+    Step("before", hooks.before, hooks.undo),
     Step("preflush", capture.preflush, _nothing),
     Step("guard", _guard, _end_guard),
     Step("prearm", capture.prearm, capture.detach),
@@ -177,6 +179,7 @@ STEPS: tuple[Step, ...] = (
     Step("copy", capture.copy, _nothing),
     Step("cont", _cont, _nothing),
     Step("thaw", _thaw, _nothing),
+    Step("after", hooks.after, _nothing),
     Step("sweep", _sweep, _nothing),
     Step("publish", _publish, _nothing),
     Step("release", _end_guard, _nothing),

@@ -54,7 +54,7 @@ class GuestLock(Closing):
         deadline = time.monotonic() + timeout
         stopped_since: Optional[float] = None
         while True:
-            fd = _try(path)
+            fd = try_lock(path)
             if fd is not None:
                 lock = cls(path, fd)
                 files.write_json(
@@ -92,7 +92,7 @@ class GuestLock(Closing):
         rundir.tidy_root()
 
 
-def _try(path: Path) -> Optional[int]:
+def try_lock(path: Path) -> Optional[int]:
     """A descriptor with the flock of the file that has this name, or None when it is held."""
     try:
         fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
@@ -119,7 +119,7 @@ def _try(path: Path) -> Optional[int]:
 def forget(key: str) -> None:
     """Remove what a holder that died has left of a lock that nobody is going to take again."""
     path = rundir.root() / "lock" / key
-    fd = _try(path) if path.exists() else None
+    fd = try_lock(path) if path.exists() else None
     if fd is not None:
         GuestLock(path, fd).close()
 

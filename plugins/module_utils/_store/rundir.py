@@ -22,6 +22,8 @@ from ansible_collections.livesnap.qemu.plugins.module_utils._guest import proces
 from ansible_collections.livesnap.qemu.plugins.module_utils._store import files
 
 _ROOT = Path("/run/livesnap")
+#: How often in a row other runs may tidy up what this one makes.
+_TRIES = 20
 
 
 def root() -> Path:
@@ -32,9 +34,16 @@ def root() -> Path:
 def make_root() -> None:
     """root(), guest/ and lock/, closed to others."""
     with files.as_store_error(f"'{root()}' cannot be made"):
-        for folder in (root(), root() / "guest", root() / "lock"):
-            with contextlib.suppress(FileExistsError):
-                os.mkdir(folder, 0o711 if folder == root() else 0o700)
+        for left in reversed(range(_TRIES)):
+            try:
+                for folder in (root(), root() / "guest", root() / "lock"):
+                    with contextlib.suppress(FileExistsError):
+                        os.mkdir(folder, 0o711 if folder == root() else 0o700)
+                return
+            except FileNotFoundError:
+                # Another run's tidy_root().
+                if not left:
+                    raise
 
 
 def tidy_root() -> None:

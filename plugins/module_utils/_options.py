@@ -56,7 +56,7 @@ DISKS = Option(
     elements="dict",
     suboptions=(
         Option("match", "str", required=True),
-        Option("scheme", "str", "auto", ("auto", "backup", "none")),
+        Option("scheme", "str", "auto", ("auto", "backup", "reflink", "none")),
     ),
 )
 
@@ -78,7 +78,7 @@ SNAPSHOT: tuple[Option, ...] = (
     Option("memory", "bool", True),
     Option("engine", "str", "auto", ("auto", "uffd", "qemu", "pause")),
     Option("allow_pause", "bool", False),
-    Option("disk_scheme", "str", "auto", ("auto", "backup")),
+    Option("disk_scheme", "str", "auto", ("auto", "backup", "reflink")),
     DISKS,
     Option("freeze", "str", "auto", ("auto", "required", "never")),
     Option("freeze_timeout", "int", 5),

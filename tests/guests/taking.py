@@ -31,6 +31,7 @@ from ansible_collections.livesnap.qemu.plugins.module_utils._clone.plain import 
 from ansible_collections.livesnap.qemu.plugins.module_utils._errors import LivesnapError
 from ansible_collections.livesnap.qemu.plugins.module_utils._restore.plan import RestoreRequest
 from ansible_collections.livesnap.qemu.plugins.module_utils._restore.restore import restore
+from bracket_kit import living
 from lab import Domain, Guest, Reach, disk_state, judge, ram_state
 
 T = TypeVar("T")
@@ -49,8 +50,8 @@ class TestStore:
 
     __test__ = False
 
-    def __init__(self) -> None:
-        self.path = Path(tempfile.mkdtemp(prefix="livesnap-store-", dir="/tmp"))
+    def __init__(self, base: str = "/tmp") -> None:
+        self.path = Path(tempfile.mkdtemp(prefix="livesnap-store-", dir=base))
         self.path.chmod(0o711)
 
     def remove(self) -> None:
@@ -78,6 +79,20 @@ class TestStore:
     def restore(self, guest: Guest | Domain, snapshot: str, /, **options: Any) -> dict[str, Any]:
         """A guest goes back to a snapshot, as module livesnap_restore does it: its whole result."""
         return restore(self.request(guest, snapshot, **options))
+
+    @contextlib.contextmanager
+    def gone_back(self, guest: Guest, snapshot: str) -> Iterator[Reach]:
+        """A guest after a restore in place. Its QEMU, no child of this process, ends at the end."""
+        pid = self.restore(guest, snapshot, keep_current=False)["pid"]
+        try:
+            yield Reach(guest.qmp_path, guest.agent_path, pid)
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+            deadline = time.monotonic() + 10
+            while living(pid):
+                assert time.monotonic() < deadline, "the guest's QEMU is still there"
+                time.sleep(0.05)
 
     def forget(self) -> None:
         """Everything in it goes, the store stays."""

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from ansible_collections.livesnap.qemu.plugins.module_utils._bracket import entry, off
 from ansible_collections.livesnap.qemu.plugins.module_utils._bracket.spec import SnapshotSpec
+from ansible_collections.livesnap.qemu.plugins.module_utils._disks.select import Selection
 from ansible_collections.livesnap.qemu.plugins.module_utils._errors import (
     LivesnapError,
     QmpConnectError,
@@ -118,3 +119,10 @@ def test_off_is_what_libvirt_says_and_no_socket() -> None:
     assert entry.is_off(QmpConnectError("off", "it does not run"))
     assert not entry.is_off(QmpConnectError("missing", "no such socket"))
     assert not entry.is_off(LivesnapError("off"))
+
+
+def test_a_scheme_that_needs_a_qemu_is_refused() -> None:
+    disks = [disk for disk in guest().disks if disk.label in ("vda", "vdb")]
+    off.check_schemes("a", Selection([(disk, "backup") for disk in disks], []))
+    with pytest.raises(RefusedError, match=r"disk 'vdb' of guest 'a', which is off, .* 'reflink'"):
+        off.check_schemes("a", Selection([(disks[0], "backup"), (disks[1], "reflink")], []))

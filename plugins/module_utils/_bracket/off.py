@@ -11,6 +11,7 @@ from ansible_collections.livesnap.qemu.plugins.module_utils._bracket import pred
 from ansible_collections.livesnap.qemu.plugins.module_utils._bracket.spec import SnapshotSpec
 from ansible_collections.livesnap.qemu.plugins.module_utils._connection.domain import Domain
 from ansible_collections.livesnap.qemu.plugins.module_utils._disks import resting
+from ansible_collections.livesnap.qemu.plugins.module_utils._disks.backup import Backup
 from ansible_collections.livesnap.qemu.plugins.module_utils._disks.select import (
     Selection,
     select,
@@ -71,6 +72,7 @@ def plan(spec: SnapshotSpec) -> OffPlan:
             "select a disk",
             "nothing",
         )
+    check_schemes(spec.guest, selection)
     resting.check()
     chosen, estimates = [], {}
     for disk, scheme in selection.chosen:
@@ -80,6 +82,18 @@ def plan(spec: SnapshotSpec) -> OffPlan:
         estimates[disk.node] = space.qcow2_bytes(allocated, size)
     space.check(store.root, 0, sum(estimates.values()))
     return OffPlan(guest, Selection(chosen, selection.excluded), estimates)
+
+
+def check_schemes(name: str, selection: Selection) -> None:
+    """Refuse schemes that need a QEMU, or do not know what to do without. Pure."""
+    for disk, scheme in selection.chosen:
+        if scheme != Backup.NAME:
+            raise RefusedError(
+                f"disk '{disk.label}' of guest '{name}', which is off, cannot be captured by scheme"
+                f" '{scheme}'",
+                "choose scheme 'backup' for guests that may be off, or set when_off: skip",
+                "scheme_off",
+            )
 
 
 def check_disk(name: str, guest: OffGuest, disk: Disk) -> None:

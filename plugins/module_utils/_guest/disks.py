@@ -9,6 +9,9 @@ from typing import Any, Callable, Mapping
 
 from ansible_collections.livesnap.qemu.plugins.module_utils._guest.paths import absolute
 
+#: What QEMU calls the top node of an image -> the format. Newer libvirt has no node for `raw`.
+FORMATS = {"raw": "raw", "file": "raw", "qcow2": "qcow2"}
+
 
 @dataclass(frozen=True)
 class Disk:

@@ -17,6 +17,7 @@ from ansible_collections.livesnap.qemu.plugins.module_utils._connection.connecti
     Connection,
 )
 from ansible_collections.livesnap.qemu.plugins.module_utils._disks import captured
+from ansible_collections.livesnap.qemu.plugins.module_utils._disks.backup import Backup
 from ansible_collections.livesnap.qemu.plugins.module_utils._disks.select import select
 from ansible_collections.livesnap.qemu.plugins.module_utils._disks.table import SCHEMES
 from ansible_collections.livesnap.qemu.plugins.module_utils._errors import LivesnapError
@@ -98,7 +99,9 @@ def _off(spec: SnapshotSpec) -> dict[str, Any]:
         plan = off.plan(spec)
     except LivesnapError as err:
         reasons.append(str(err))
-    found["schemes"] = {name: verdict(reasons) for name in SCHEMES}
+    found["schemes"] = {
+        name: verdict(reasons if name == Backup.NAME else ["guest is off"]) for name in SCHEMES
+    }
     if plan is not None:
         found.update(problem=None, restore_blockers=plan.guest.blockers)
     return found

@@ -12,7 +12,7 @@ from typing import Any, Mapping, Sequence
 
 from ansible_collections.livesnap.qemu.plugins.module_utils._disks.table import SCHEMES
 from ansible_collections.livesnap.qemu.plugins.module_utils._errors import RefusedError
-from ansible_collections.livesnap.qemu.plugins.module_utils._guest.disks import Disk
+from ansible_collections.livesnap.qemu.plugins.module_utils._guest.disks import FORMATS, Disk
 from ansible_collections.livesnap.qemu.plugins.module_utils._restore.images import (
     Exchange,
     beside,
@@ -22,8 +22,6 @@ from ansible_collections.livesnap.qemu.plugins.module_utils._store import space
 from ansible_collections.livesnap.qemu.plugins.module_utils._units import format_size
 
 _LIMIT = 20.0
-#: What QEMU calls the top node of an image -> the format. Newer libvirt has no node for `raw`.
-FORMATS = {"raw": "raw", "file": "raw", "qcow2": "qcow2"}
 
 
 def not_in(snapshot: Sequence[Mapping[str, Any]], disks: Sequence[Disk]) -> list[str]:

@@ -115,7 +115,7 @@ _MEMORY = _object(
     ramblock=_text,
 )
 #: How a disk may have been captured.
-SCHEMES = ("backup",)
+SCHEMES = ("backup", "reflink")
 _DISK = _object(
     match=_text,
     device=_or_null(_text),
@@ -124,7 +124,7 @@ _DISK = _object(
     serial=_or_null(_text),
     scheme=_one_of(*SCHEMES),
     file=names.is_file,
-    format=_one_of("qcow2"),
+    format=_one_of("qcow2", "raw"),
     bytes=_int,
     stored_bytes=_int,
     file_bytes=_int,

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 from .agent import AgentClient, AgentError
 from .domain import Domain, DomainReach
+from .filesystem import FileSystem
 from .guest import SANDBOX, DiskSpec, Guest, LabError, Options
 from .images import images, kvm_works
 from .incoming import Incoming
@@ -22,6 +23,7 @@ __all__ = [
     "DiskState",
     "Domain",
     "DomainReach",
+    "FileSystem",
     "Guest",
     "Incoming",
     "LabError",

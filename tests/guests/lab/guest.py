@@ -53,7 +53,7 @@ class Guest(Console, Reach):
         self.options = options if options is not None else Options(**given)
         self.uuid = str(uuid.uuid4())
         # Short, as a socket's path has 107 characters, and reachable for QEMU's user.
-        self.folder = Path(tempfile.mkdtemp(prefix="livesnap-lab-", dir="/tmp"))
+        self.folder = Path(tempfile.mkdtemp(prefix="livesnap-lab-", dir=self.options.base))
         self._process: subprocess.Popen[bytes] | None = None
         self.accel = self.options.resolved_accel(self.options.accel == "auto" and kvm_works())
         self.argv = self.options.argv(self.folder, self.uuid, self.accel)

@@ -25,6 +25,7 @@ class Options:
 
     name: str = "witness"
     program: str = "qemu-system-x86_64"
+    base: str = "/tmp"  # where the guest's folder is made
     memory: int = 256  # MiB
     buffer: int = 0  # MiB of the witness' buffer; 0: half of the RAM that Linux has
     mixed: bool = False  # half of the buffer's pages cannot be compressed

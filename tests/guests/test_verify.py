@@ -63,6 +63,7 @@ def copy(crash: Path) -> Iterator[Path]:
     folder = crash.with_name("copy")
     shutil.copytree(crash, folder)
     rewrite(folder, name="copy")
+    (folder / "status.json").unlink()
     yield folder
     shutil.rmtree(folder)
 

@@ -71,10 +71,13 @@ def verify(request: VerifyRequest) -> dict[str, Any]:
             return _result(request, found, found, changed=False)
         _forget_old_notes()
         run.make()
-        which = folder.stat().st_ino
-        new = _checked(request, folder, run)
-        _record(request, folder, which, new)
-        run.remove()
+        try:
+            which = folder.stat().st_ino
+            new = _checked(request, folder, run)
+            _record(request, folder, which, new)
+        finally:
+            # Only who is killed leaves notes.
+            run.remove()
     log(request.guest, "-", f"snapshot '{request.snapshot}' {new['result']} '{new['level']}'")
     newest = before["verdicts"][-1] if before["verdicts"] else None
     return _result(request, newest, new, changed=True)

@@ -134,8 +134,21 @@ VERIFY: tuple[Option, ...] = (
     GUEST,
     Option("snapshot", "str", required=True, role=False),
     STORE,
-    Option("level", "str", "structure", ("checksum", "structure")),
+    Option("level", "str", "structure", ("checksum", "structure", "drill")),
     Option("max_age", "str"),
+    Option(
+        "commands",
+        "list",
+        elements="dict",
+        suboptions=(
+            Option("argv", "list", elements="str", required=True),
+            Option("code", "int", 0),
+            Option("stdout", "str"),
+            Option("timeout", "int", 10),
+        ),
+    ),
+    Option("drill_memory", "bytes", 0),
+    Option("drill_timeout", "int", 300),
     Option("lock_timeout", "int", 60),
 )
 

@@ -13,7 +13,8 @@ author:
 description:
   - Checks a snapshot by a level, and all levels below it, and writes the verdict to its C(status.json), where
     M(livesnap.qemu.livesnap_info) shows it and M(livesnap.qemu.livesnap_prune) counts it.
-  - The snapshot is only read, and the guest that it is of is not asked anything.
+  - The snapshot is only read, and the guest that it is of is not asked anything. What a V(drill) of O(level) needs is in the store's folder
+    C(.clones) of the guest and in C(/run/livesnap), and gone afterwards, also if the check is killed.
   - A snapshot that has a good verdict of the level, or of a higher one, is not checked again; but see O(max_age).
   - Fails if the snapshot does not pass. RV(verdict) then says why. Without RV(verdict) it could not be checked, and nothing is known of it.
   - A check that is cut short leaves a note of the pieces that were good, from which the next one within a day goes on.
@@ -29,16 +30,51 @@ options:
       - V(structure) also asks whether this machine could bring the snapshot back (QEMU, machine type, CPU, firmware), whether the
         images are sound, stand alone and have the sizes of the disks (C(qemu-img check)), whether the device state parses and is of as many
         CPUs as the guest had, and whether the file systems on the disks are without errors (C(e2fsck), C(xfs_repair)).
+      - V(drill) also brings it back. A clone without a network goes on from it, is thawed, has its clock set, and is asked through its
+        agent; it runs O(commands), and then has to go on for two seconds. Then it is removed. The guest runs on and is not concerned.
     type: str
-    choices: [checksum, structure]
+    choices: [checksum, structure, drill]
     default: structure
   max_age:
     description:
       - Check again if the good verdict is older than this. A number of years, months, days and hours, such as V(30d), or V(0h) to check
         again in any case. Without it a good verdict holds for ever.
     type: str
+  commands:
+    description:
+      - What a V(drill) runs in the clone, one after the other, by the guest's agent (guest-exec). The first that does not do as
+        expected fails the check.
+    type: list
+    elements: dict
+    suboptions:
+      argv:
+        description: The program, with its whole path, and its arguments.
+        type: list
+        elements: str
+        required: true
+      code:
+        description: The exit code that is expected.
+        type: int
+        default: 0
+      stdout:
+        description: A regular expression (Python's, over lines) that has to be found in what it prints.
+        type: str
+      timeout:
+        description: Seconds that it may take.
+        type: int
+        default: 10
+  drill_memory:
+    description:
+      - How much memory all drills of this hypervisor together may take, such as V(16G). Each counts with the RAM of its guest and 192 MiB.
+        One that finds no room waits for others, O(lock_timeout) at most. V(0) is half of what is available.
+    type: bytes
+    default: 0
+  drill_timeout:
+    description: Seconds after which a drill is ended, and has failed.
+    type: int
+    default: 300
   lock_timeout:
-    description: Seconds to wait for another check of the same snapshot.
+    description: Seconds to wait for another check of the same snapshot, and for the memory of a drill.
     type: int
     default: 60
 extends_documentation_fragment:
@@ -62,6 +98,16 @@ EXAMPLES = r"""
   livesnap.qemu.livesnap_verify:
     guest: web1
     snapshot: month-end
+
+- name: See the newest one work
+  livesnap.qemu.livesnap_verify:
+    guest: web1
+    snapshot: month-end
+    level: drill
+    commands:
+      - argv: [/bin/sh, -c, 'cat /proc/uptime']
+        stdout: '^[0-9]'
+    drill_memory: 16G
 
 - name: Read it once a month
   livesnap.qemu.livesnap_verify:
@@ -103,6 +149,13 @@ verdict:
           device_sections: 37
           file_systems: [{"disk": "vda", "partition": 1, "type": "ext4", "repaired": false}]
           seconds: 1.9
+        drill:
+          running_s: 0.71
+          lazy: true
+          clock_ms: -3.1
+          commands: [{"argv": ["/bin/sh", "-c", "cat /proc/uptime"], "code": 0}]
+          peak_bytes: 142606336
+          seconds: 3.2
         not_done: []
         problem: null
 actions:

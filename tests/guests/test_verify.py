@@ -88,7 +88,8 @@ def _sized(folder: Path, disk: dict[str, Any]) -> dict[str, Any]:
 def request(folder: Path, level: str = "structure", **params: Any) -> VerifyRequest:
     return VerifyRequest.of({
         "store": str(folder.parents[1]), "guest": NAME, "snapshot": folder.name, "level": level,
-        "max_age": None, "lock_timeout": 5, "_livesnap_helper": helper(), **params})
+        "max_age": None, "lock_timeout": 5, "commands": None, "drill_memory": 0,
+        "drill_timeout": 60, "_livesnap_helper": helper(), **params})
 
 
 def verdict_of(folder: Path, level: str = "structure", **params: Any) -> dict[str, Any]:

@@ -290,7 +290,8 @@ def test_verify(
         )
 
     before = files(store)
-    predicted = ask("--check", lock_timeout=1).good().one(VERIFY)
+    sizes = {"drill_memory": "1G", "drill_timeout": 60, "commands": []}
+    predicted = ask("--check", lock_timeout=1, **sizes).good().one(VERIFY)
     assert (predicted["changed"], predicted["verdict"]) == (True, None)
     assert files(store) == before
     done = ask().good()

@@ -95,10 +95,10 @@ def test_livesnap_host_info(prepared: Controller, web1: Guest, store: Path) -> N
 
 def test_livesnap_verify(prepared: Controller, web1: Guest, store: Path) -> None:
     found = run(prepared, store, examples("modules", "livesnap_verify"))
-    checked, monthly = found.values()
-    assert (checked["changed"], monthly["changed"]) == (True, False)
-    assert checked["verdict"] == monthly["verdict"]
-    assert checked["verdict"]["result"] == "passed"
+    checked, drilled, monthly = found.values()
+    assert [each["changed"] for each in (checked, drilled, monthly)] == [True, True, False]
+    assert drilled["verdict"] == monthly["verdict"]
+    assert checked["verdict"]["result"] == drilled["verdict"]["result"] == "passed"
 
 
 def test_livesnap_clone(prepared: Controller, web1: Guest, store: Path) -> None:

@@ -36,9 +36,12 @@ from ansible_collections.livesnap.qemu.plugins.module_utils._errors import (
     RefusedError,
 )
 from ansible_collections.livesnap.qemu.plugins.module_utils._guest.address import address_of
-from ansible_collections.livesnap.qemu.plugins.module_utils._guest.waking import announce
+from ansible_collections.livesnap.qemu.plugins.module_utils._guest.waking import (
+    announce,
+    stand_at_end,
+)
 from ansible_collections.livesnap.qemu.plugins.module_utils._restore.checks import check_machine
-from ansible_collections.livesnap.qemu.plugins.module_utils._store import manifest
+from ansible_collections.livesnap.qemu.plugins.module_utils._store import manifest, rundir
 from ansible_collections.livesnap.qemu.plugins.module_utils._store.layout import Store
 from ansible_collections.livesnap.qemu.plugins.module_utils._store.locks import GuestLock
 
@@ -49,7 +52,11 @@ _END_LIMIT = 5.0
 
 @dataclass(frozen=True)
 class CloneRequest:
-    """What a user asks for. lazy: map RAM instead of reading it first, where that is possible."""
+    """What a user asks for. lazy: map RAM instead of reading it first, where that is possible.
+
+    drill: it is removed by recovery when this process has ended, and it stands still when its
+    guest resets itself, panics or switches off.
+    """
 
     store: str
     guest: str
@@ -58,6 +65,7 @@ class CloneRequest:
     network: bool = False
     lazy: bool = True
     helper: str = ""
+    drill: bool = False
     run_root: str = RUN_ROOT
 
     @property
@@ -152,7 +160,7 @@ def plan_clone(request: CloneRequest) -> dict[str, Any]:
 
 
 def _plan_domain(request: CloneRequest, source: Source) -> dict[str, Any]:
-    clone = DomainClone(source, request.place, request.network)
+    clone = DomainClone(source, request.place, request.network, request.drill)
     clone.check_name()
     actions = _actions(request, request.place)
     # Its UUID is made up anew each time.
@@ -266,12 +274,13 @@ def _noted(request: CloneRequest, source: Source) -> dict[str, Any]:
         "snapshot_id": source.id,
         "store": request.store,
         "network": request.network,
+        "maker": rundir.myself() if request.drill else None,
     }
 
 
 def _create_domain(request: CloneRequest, source: Source) -> dict[str, Any]:
     place = request.place
-    clone = DomainClone(source, place, request.network)
+    clone = DomainClone(source, place, request.network, request.drill)
     clone.check_name()
     actions = _actions(request, place)
     place.remove()
@@ -329,6 +338,8 @@ def _start(
         place.write(state)
         with launch.connect(running, state["qmp_socket"]) as qmp:
             launch.wait_loaded(running, qmp, source.image_bytes)
+            if request.drill:
+                stand_at_end(qmp)
             if source.was_running:
                 launch.wake(running, qmp, agent, source.frozen)
             if request.network:

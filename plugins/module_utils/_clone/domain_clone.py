@@ -61,13 +61,14 @@ _OLD_ADDRESSES = (
 class DomainClone:
     """One clone in the making. Nothing is touched before make()."""
 
-    def __init__(self, source: Source, place: Place, network: bool) -> None:
+    def __init__(self, source: Source, place: Place, network: bool, drill: bool = False) -> None:
         """RefusedError, with all reasons, where no clone can be made of it."""
         if source.domain is None:
             raise AssertionError
         self.source = source
         self.domain: SourceDomain = source.domain
         self.place = place
+        self.drill = drill
         xml = _read(self.domain)
         variables = domain_copy.variables_of(xml)
         disks = [disk for disk in source.disks if not variables or disk.source != variables]
@@ -147,6 +148,8 @@ class DomainClone:
             state["agent_socket"] = domain_copy.agent_path(xml)
             state["consoles"] = domain_copy.terminals(xml)
             self.place.write(state)
+            if self.drill:
+                waking.stand_at_end(domain)
             if self.source.was_running:
                 self._wake(domain, xml)
             return bool(domain.execute("query-status")["running"])

@@ -11,7 +11,7 @@ from typing import Optional
 
 from ansible_collections.livesnap.qemu.plugins.module_utils._clone.place import RUN_ROOT, Place
 from ansible_collections.livesnap.qemu.plugins.module_utils._errors import TimedOutError
-from ansible_collections.livesnap.qemu.plugins.module_utils._store import names
+from ansible_collections.livesnap.qemu.plugins.module_utils._store import names, rundir
 from ansible_collections.livesnap.qemu.plugins.module_utils._store.layout import Store
 from ansible_collections.livesnap.qemu.plugins.module_utils._store.locks import (
     GuestLock,
@@ -49,16 +49,25 @@ def _names(folder: Path) -> list[str]:
 
 
 def unfinished(store: str, guest: Optional[str] = None, run_root: str = RUN_ROOT) -> list[Place]:
-    """Clones that a crash left half made, or a reboot without their QEMU, and nobody works on.
+    """Clones that a crash left half made, or a reboot without their QEMU, and nobody works on; and
+    those of drills that ended without removing them.
 
-    One that was complete is not: it may have been shut down, and be wanted.
+    Another one that was complete is not: it may have been shut down, and be wanted.
     """
     return [
         place
         for place in all_clones(store, guest, run_root)
-        if (place.state() or {}).get("stage") != "complete"
+        if _is_unfinished(place)
         and not is_held(lock_key(place.guest, place.name))
     ]
+
+
+def _is_unfinished(place: Place) -> bool:
+    state = place.state() or {}
+    maker = state.get("maker")
+    if isinstance(maker, dict):
+        return not rundir.is_process(maker)
+    return state.get("stage") != "complete"
 
 
 def remove_unfinished(
@@ -70,7 +79,7 @@ def remove_unfinished(
         about = {"guest": place.guest, "clone": place.name}
         with contextlib.suppress(TimedOutError):
             with GuestLock.acquire(lock_key(place.guest, place.name), about, 1.0):
-                if (place.state() or {}).get("stage") != "complete":
+                if _is_unfinished(place):
                     place.remove()
                     removed.append(place)
     return removed

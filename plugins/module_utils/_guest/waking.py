@@ -60,6 +60,12 @@ def wake(
     return []
 
 
+def stand_at_end(connection: Connection) -> None:
+    """From now on a reset, a panic and a power off leave the guest standing, and QEMU says why."""
+    actions = {"reboot": "shutdown", "shutdown": "pause", "panic": "pause", "watchdog": "pause"}
+    connection.execute("set-action", actions)
+
+
 def announce(connection: Connection) -> None:
     """Tell switches where the guest is now."""
     with contextlib.suppress(QmpCommandError):

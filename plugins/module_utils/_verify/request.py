@@ -4,11 +4,15 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Mapping, Optional
 
-from ansible_collections.livesnap.qemu.plugins.module_utils._errors import LivesnapError
+from ansible_collections.livesnap.qemu.plugins.module_utils._errors import (
+    LivesnapError,
+    RefusedError,
+)
 from ansible_collections.livesnap.qemu.plugins.module_utils._retention.periods import Duration
 from ansible_collections.livesnap.qemu.plugins.module_utils._store import names
 from ansible_collections.livesnap.qemu.plugins.module_utils._store.rundir import VerifyDir
@@ -19,8 +23,45 @@ class BadSnapshot(LivesnapError):
 
 
 @dataclass(frozen=True)
+class Command:
+    """What is run in the clone of a drill, and what is expected of it. timeout: seconds.
+
+    stdout: a regular expression that is sought in what it prints; None: anything is right.
+    """
+
+    argv: tuple[str, ...]
+    code: int = 0
+    stdout: Optional[str] = None
+    timeout: int = 10
+
+    @classmethod
+    def of(cls, given: Mapping[str, Any]) -> Command:
+        """From an entry of the module's `commands`; RefusedError."""
+        what = f"command '{' '.join(given['argv'])}'"
+        if not given["argv"] or not given["argv"][0].startswith("/"):
+            raise RefusedError(
+                f"{what} does not begin with the path of a program",
+                "the guest's agent has no shell: name it, as in ['/bin/sh', '-c', '...']",
+                "commands",
+            )
+        if given["timeout"] <= 0:
+            raise RefusedError(f"{what} has timeout '{given['timeout']}'", reason="commands")
+        try:
+            re.compile(given["stdout"] or "")
+        except re.error as err:
+            raise RefusedError(
+                f"{what}: stdout '{given['stdout']}' is no regular expression: {err}",
+                reason="commands",
+            ) from None
+        return cls(tuple(given["argv"]), given["code"], given["stdout"], given["timeout"])
+
+
+@dataclass(frozen=True)
 class VerifyRequest:
-    """Checked. max_age: how old a good verdict may be that makes a check needless; None: any."""
+    """Checked. max_age: how old a good verdict may be that makes a check needless; None: any.
+
+    drill_memory: bytes that all drills of this host may take together, 0: half of what there is.
+    """
 
     store: str
     guest: str
@@ -28,6 +69,9 @@ class VerifyRequest:
     level: str
     max_age: Optional[Duration] = None
     lock_timeout: float = 60.0
+    commands: tuple[Command, ...] = ()
+    drill_memory: int = 0
+    drill_timeout: int = 300
     helper: str = ""
 
     @classmethod
@@ -36,6 +80,9 @@ class VerifyRequest:
         names.check(params["guest"], "guest")
         names.check(params["snapshot"], "snapshot")
         age = params["max_age"]
+        for name, least in (("drill_memory", 0), ("drill_timeout", 1)):
+            if params[name] < least:
+                raise RefusedError(f"{name} '{params[name]}' is too small", reason=name)
         return cls(
             store=params["store"],
             guest=params["guest"],
@@ -43,6 +90,9 @@ class VerifyRequest:
             level=params["level"],
             max_age=None if age is None else Duration.parse(age, "max_age"),
             lock_timeout=float(params["lock_timeout"]),
+            commands=tuple(Command.of(each) for each in params["commands"] or []),
+            drill_memory=params["drill_memory"],
+            drill_timeout=params["drill_timeout"],
             helper=params["_livesnap_helper"] or "",
         )
 

@@ -29,6 +29,7 @@ from ansible_collections.livesnap.qemu.plugins.module_utils._store.locks import 
 )
 from ansible_collections.livesnap.qemu.plugins.module_utils._verify import (
     checksum,
+    drill,
     structure,
     verdict,
 )
@@ -42,6 +43,7 @@ from ansible_collections.livesnap.qemu.plugins.module_utils._verify.request impo
 _CHECKS: dict[str, Callable[[Check], dict[str, Any]]] = {
     "checksum": checksum.check,
     "structure": structure.check,
+    "drill": drill.check,
 }
 #: How long the notes of a check that was cut short stay, seconds.
 _NOTES_STAY = 24 * 3600.0
@@ -106,6 +108,8 @@ def _checked(request: VerifyRequest, folder: Path, run: rundir.VerifyDir) -> dic
     about = Check(request, folder, {}, run)
     try:
         about.fields = _manifest(folder)
+        if request.level == "drill":
+            drill.refuse_without_ram(about)
         for level in verdict.up_to(request.level):
             about.tell(level, 0.0)
             about.evidence[level] = _CHECKS[level](about)

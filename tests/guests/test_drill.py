@@ -1,0 +1,257 @@
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Drills on real snapshots: what works passes, what does not is found, and nothing is left."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import random
+import shutil
+import signal
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from ansible_collections.livesnap.qemu.plugins.module_utils import _recover
+from ansible_collections.livesnap.qemu.plugins.module_utils._clone import launch, standing
+from ansible_collections.livesnap.qemu.plugins.module_utils._errors import (
+    LivesnapError,
+    RefusedError,
+    TimedOutError,
+)
+from ansible_collections.livesnap.qemu.plugins.module_utils._store import rundir, status
+from ansible_collections.livesnap.qemu.plugins.module_utils._store.rundir import VerifyDir
+from ansible_collections.livesnap.qemu.plugins.module_utils._verify import guardian
+from ansible_collections.livesnap.qemu.plugins.module_utils._verify.request import VerifyRequest
+from ansible_collections.livesnap.qemu.plugins.module_utils._verify.verify import verify
+from lab import Domain, Guest
+from taking import TestStore, as_module, folder_of, helper
+from test_verify import rewrite
+
+NAME = f"drilled{os.getpid()}"
+MIB = 1 << 20
+
+
+@pytest.fixture(scope="module")
+def drilled() -> Iterator[Guest]:
+    with Guest(name=NAME) as guest:
+        yield guest
+
+
+@pytest.fixture(scope="module")
+def shelf() -> Iterator[TestStore]:
+    made = TestStore()
+    yield made
+    made.remove()
+
+
+@pytest.fixture(scope="module")
+def flat(drilled: Guest, shelf: TestStore) -> Path:
+    """RAM that a clone can map."""
+    return folder_of(shelf.take(drilled, "flat", compression="none", freeze="never"))
+
+
+def request(folder: Path, *commands: dict[str, Any], **params: Any) -> VerifyRequest:
+    given = [{"code": 0, "stdout": None, "timeout": 10, **each} for each in commands]
+    return VerifyRequest.of({
+        "store": str(folder.parents[1]), "guest": NAME, "snapshot": folder.name, "level": "drill",
+        "max_age": "0h", "lock_timeout": 30, "commands": given, "drill_memory": 0,
+        "drill_timeout": 120, "_livesnap_helper": helper(), **params})
+
+
+def shell(line: str, **expected: Any) -> dict[str, Any]:
+    return {"argv": ["/bin/sh", "-c", line], **expected}
+
+
+def drilled_as(folder: Path, *commands: dict[str, Any], **params: Any) -> dict[str, Any]:
+    """The verdict; nothing of the clone is left."""
+    verdict: dict[str, Any] = verify(request(folder, *commands, **params))["verdict"]
+    assert left(folder) == []
+    return verdict
+
+
+def problem(folder: Path, *commands: dict[str, Any], **params: Any) -> str:
+    found = drilled_as(folder, *commands, **params)
+    assert (found["level"], found["result"]) == ("drill", "failed"), found
+    return str(found["evidence"]["problem"])
+
+
+def left(folder: Path) -> list[str]:
+    """Files and processes of clones of the guest."""
+    found = [str(path) for path in (folder.parent / ".clones").glob("**/*")]
+    run = Path("/run/livesnap/clone") / NAME
+    for path in run.glob("*"):
+        found.append(str(path))
+        found += [f"process {pid}" for pid, _start in launch.processes_in(str(path))]
+    return found
+
+
+def in_guest(guest: Guest, line: str) -> str:
+    with guest.agent() as agent:
+        return agent.run("/bin/sh", "-c", line)
+
+
+def test_it_works_and_the_original_never_notices(
+        drilled: Guest, shelf: TestStore, flat: Path) -> None:
+    frozen = folder_of(shelf.take(drilled, "frozen", freeze="required"))
+    boot = drilled.counts()["boot"]
+    for folder, lazy in ((flat, True), (frozen, False)):
+        found = drilled_as(folder, shell("cat /proc/uptime", stdout=r"^\d+\.\d+ "))
+        assert found["result"] == "passed", found["evidence"]["problem"]
+        evidence = found["evidence"]["drill"]
+        assert evidence["lazy"] is lazy
+        assert abs(evidence["clock_ms"]) < 5000
+        assert evidence["commands"][0]["code"] == 0
+        assert 0 < evidence["peak_bytes"] < 2048 * MIB
+        assert status.read(folder)["verdicts"] == [found]
+    assert drilled.counts()["boot"] == boot
+    with drilled.qmp() as qmp:
+        assert qmp.execute("query-status")["status"] == "running"
+
+
+def test_a_service_that_is_dead(drilled: Guest, shelf: TestStore) -> None:
+    serves = shell(
+        "grep -q sleep /proc/$(cat /run/service)/cmdline && echo it serves",
+        stdout="^it serves$")
+    in_guest(drilled, "sleep 9999 >/dev/null 2>&1 & echo $! >/run/service")
+    alive = folder_of(shelf.take(drilled, "alive", freeze="never"))
+    in_guest(drilled, "kill -9 $(cat /run/service)")
+    dead = folder_of(shelf.take(drilled, "dead", freeze="never"))
+    assert drilled_as(alive, serves)["result"] == "passed"
+    assert "in the clone ended with 1, not 0" in problem(dead, serves)
+    assert "printed 'yes', in which 'no' is not found" in problem(
+        alive, shell("echo yes", stdout="no"))
+    assert "cannot be run" in problem(alive, {"argv": ["/nowhere/program"]})
+    in_guest(drilled, "rm /run/service")
+
+
+def test_a_guest_that_panics_on_resume(drilled: Guest, shelf: TestStore) -> None:
+    """As soon as its clock is set, which no other guest has happen to it."""
+    loop = "while [ $(date +%s) -lt 1000000000 ]; do sleep 0.1; done; echo c >/proc/sysrq-trigger"
+    in_guest(drilled, f"date -s @1000; ({loop}) >/dev/null 2>&1 & echo $! >/run/bomb")
+    try:
+        folder = folder_of(shelf.take(drilled, "bomb", freeze="never"))
+        said = problem(folder)
+        assert "QEMU says 'shutdown'" in said or "does not answer" in said, said
+    finally:
+        in_guest(drilled, f"kill -9 $(cat /run/bomb); rm /run/bomb; date -s @{int(time.time())}")
+    drilled.counts()
+
+
+def test_ram_of_another_instant_than_the_disk(drilled: Guest, shelf: TestStore) -> None:
+    """Two good snapshots, mixed: what the guest has in RAM is not what is on its disk."""
+    folders = []
+    for number in (1, 2):
+        in_guest(drilled, f"echo {number} >/run/number; echo {number} >/mnt/disk0/number; sync")
+        folders.append(folder_of(shelf.take(drilled, f"mix{number}", freeze="never")))
+    same = shell("echo 3 >/proc/sys/vm/drop_caches; cmp /run/number /mnt/disk0/number")
+    assert drilled_as(folders[0], same)["result"] == "passed"
+    for disk in (folders[1] / "disks").iterdir():
+        shutil.copy(disk, folders[0] / "disks" / disk.name)
+    rewrite(folders[0])
+    assert "ended with 1, not 0" in problem(folders[0], same)
+
+
+def test_drills_stay_within_their_memory(flat: Path) -> None:
+    with pytest.raises(TimedOutError, match=r"no room for a drill .* of 64 MiB"):
+        verify(request(flat, drill_memory=64 * MIB))
+    other = VerifyDir("another", "one")
+    other.make()
+    try:
+        other.write("drill.json", {**rundir.myself(), "bytes": 512 * MIB})
+        with pytest.raises(TimedOutError, match="other drills 512 MiB of"):
+            verify(request(flat, drill_memory=900 * MIB, lock_timeout=1))
+        other.write("drill.json", {**rundir.myself(), "start_time": 1, "bytes": 512 * MIB})
+        assert drilled_as(flat, drill_memory=900 * MIB)["result"] == "passed"
+    finally:
+        other.remove()
+
+
+def test_a_drill_takes_no_longer_than_it_may(flat: Path) -> None:
+    begun = time.monotonic()
+    said = problem(flat, shell("sleep 60", timeout=60), drill_timeout=8)
+    assert "was not over within 8 s" in said
+    assert time.monotonic() - begun < 45
+
+
+def start(folder: Path, **params: Any) -> int:
+    pid = os.fork()
+    if pid == 0:
+        with contextlib.suppress(BaseException):
+            verify(request(folder, shell("sleep 20", timeout=30), **params))
+        os._exit(0)
+    return pid
+
+
+def wait_for(condition: Callable[[], bool], seconds: float) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def kill(pid: int) -> None:
+    os.kill(pid, signal.SIGKILL)
+    os.waitpid(pid, 0)
+
+
+def test_killed_at_any_moment_it_leaves_nothing(
+        flat: Path, rounds: Callable[[int, int], int]) -> None:
+    chance = random.Random(7)
+    for number in range(rounds(3, 40)):
+        pid = start(flat)
+        try:
+            wait_for(lambda: left(flat) != [], 60)
+            time.sleep(number and chance.uniform(0, 4))
+        finally:
+            kill(pid)
+        wait_for(lambda: left(flat) == [], 15)
+
+
+def test_what_even_its_guardian_left_is_for_recovery(
+        flat: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(guardian, "_guard", lambda *_given: os._exit(0))
+    pid = start(flat)
+    try:
+        wait_for(lambda: any("process" in each for each in left(flat)), 60)
+        time.sleep(2)
+        assert standing.unfinished(str(flat.parents[1]), NAME) == []
+    finally:
+        kill(pid)
+    assert left(flat) != []
+    said = _recover.recover(str(flat.parents[1]), NAME, helper())
+    assert any("removed unfinished clone 'drill-" in each for each in said)
+    assert left(flat) == []
+    monkeypatch.undo()
+    assert drilled_as(flat)["result"] == "passed"
+    assert not VerifyDir(NAME, flat.name).path.exists()
+
+
+def test_a_drill_of_a_domain(make_domain: Callable[..., Domain], store: TestStore) -> None:
+    """A second domain of the same libvirt, which is gone again."""
+    domain = make_domain(name=f"{NAME}d")
+    folder = folder_of(as_module(lambda: store.take(domain, "one", freeze="required")))
+    asked = request(folder, shell("cat /proc/uptime"), guest=domain.options.name)
+    found = as_module(lambda: verify(asked))["verdict"]
+    assert found["result"] == "passed", found["evidence"]["problem"]
+    assert found["evidence"]["drill"]["commands"][0]["code"] == 0
+    assert domain.libvirtd.virsh("list", "--all", "--name").split() == [domain.name]
+    assert not list(folder.parent.glob(".clones/**/*"))
+    domain.counts()
+
+
+def test_what_makes_no_sense_is_refused(drilled: Guest, shelf: TestStore, flat: Path) -> None:
+    for command, words in (({"argv": []}, "path of a program"), ({"argv": ["ls"]}, "'ls' does not"),
+                           ({"argv": ["/a"], "stdout": "("}, "no regular expression"),
+                           ({"argv": ["/a"], "timeout": 0}, "timeout '0'")):
+        with pytest.raises(RefusedError, match=words):
+            request(flat, command)
+    with pytest.raises(RefusedError, match="drill_timeout '0'"):
+        request(flat, drill_timeout=0)
+    disks = folder_of(shelf.take(drilled, "disks", memory=False, freeze="never"))
+    with pytest.raises(LivesnapError, match="has no RAM"):
+        verify(request(disks))
+    assert status.read(disks)["verdicts"] == []

@@ -27,10 +27,13 @@ def test_ansible_doc_renders_each_module(controller: Controller, name: str) -> N
     ("kind", "name"),
     [
         ("filter", "outcome"),
+        ("filter", "report"),
         ("filter", "simulate"),
         ("filter", "slot"),
         ("filter", "summary"),
+        ("filter", "to_check"),
         ("filter", "within"),
+        ("role", "consistency_check"),
         ("role", "host"),
         ("role", "retention"),
         ("role", "schedule"),

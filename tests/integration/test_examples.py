@@ -177,6 +177,18 @@ def test_simulate(prepared: Controller, store: Path) -> None:
     assert found["msg"][0] == "168 snapshots taken, 12 left at the end, 12 at most"
 
 
+def test_to_check(prepared: Controller, store: Path) -> None:
+    task = examples("filter", "to_check")[0]
+    assert run(prepared, store, [task])[task["name"]]["msg"] == []
+
+
+def test_report(prepared: Controller, store: Path, tmp_path: Path) -> None:
+    task = examples("filter", "report")[0]
+    task["ansible.builtin.copy"]["dest"] = str(tmp_path / "report.html")
+    run(prepared, store, [task])
+    assert "no snapshot of any guest" in (tmp_path / "report.html").read_text()
+
+
 def test_no_block_is_left_out() -> None:
     tested = {name.removeprefix("test_") for name in globals() if name.startswith("test_livesnap")}
     assert set(MODULES) <= tested

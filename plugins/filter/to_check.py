@@ -81,7 +81,7 @@ def to_check(
         for each in snapshots
         if not each["in_progress"] and not str(each["path"]).endswith(PARTIAL)
     ]
-    chosen = []
+    chosen: list[Mapping[str, Any]] = []
     for guest in dict.fromkeys(each["guest"] for each in there):
         whole = [each for each in there if each["guest"] == guest and each["complete"]]
         chosen += _of_guest(whole, which, level, sample)

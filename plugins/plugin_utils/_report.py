@@ -184,8 +184,8 @@ def _timeline(snapshots: Sequence[Mapping[str, Any]], now: datetime) -> Iterator
     yield '<svg viewBox="0 0 310 24" role="img" aria-label="snapshots of the last 31 days">'
     yield '<line x1="0" y1="20.5" x2="310" y2="20.5" class="axis"/>'
     for week in range(1, 5):
-        x = 310 - 70 * week
-        yield f'<line x1="{x}" y1="17" x2="{x}" y2="23" class="axis"/>'
+        at = 310 - 70 * week
+        yield f'<line x1="{at}" y1="17" x2="{at}" y2="23" class="axis"/>'
     for each in sorted(snapshots, key=lambda one: -_ORDER.index(one["state"])):
         age = now - parse_time(each["created"])
         if timedelta(0) <= age <= _SPAN:

@@ -32,7 +32,8 @@ REFERENCES: dict[str, tuple[str, ...]] = {
     "credentials": ("credentials",),
     "always_nodes": ("workflow_job_template_nodes",),
 }
-LISTS = (*dict.fromkeys(each for kinds in REFERENCES.values() for each in kinds), "schedules")
+LISTS = (*dict.fromkeys(each for kinds in REFERENCES.values() for each in kinds),
+         "project_updates", "schedules")  # fmt: skip
 
 
 class StandIn:
@@ -53,6 +54,10 @@ class StandIn:
             "related": {"survey_spec": f"{url}survey_spec/"}, "summary_fields": {},
         }  # fmt: skip
         self.kept[kind][self._last] = item
+        if kind == "projects":
+            # AWX fetches a new project at once, and the collection waits for that.
+            update = self.add("project_updates", {"status": "successful"})
+            item.update(scm_revision="", summary_fields={"current_update": {"id": update["id"]}})
         return item
 
     def find(self, kind: str, asked: dict[str, str]) -> list[dict[str, Any]]:

@@ -87,7 +87,8 @@ def variables(made: StandIn) -> list[tuple[str, str]]:
 
 def test_a_first_run_makes_it_all_and_a_second_changes_nothing(made: StandIn) -> None:
     assert {each["name"] for each in of(made, "job_templates")} == {
-        "livesnap snapshot", "livesnap prune", "livesnap restore", "livesnap restore in place",
+        "livesnap snapshot", "livesnap prune", "livesnap verify", "livesnap restore",
+        "livesnap restore in place",
         "livesnap host",
     }  # fmt: skip
     (credential,) = of(made, "credentials")
@@ -106,13 +107,13 @@ def test_a_first_run_makes_it_all_and_a_second_changes_nothing(made: StandIn) ->
 
 def test_the_workflow_goes_on_whatever_became_of_a_step(made: StandIn) -> None:
     (workflow,) = of(made, "workflow_job_templates")
-    first, second = of(made, "workflow_job_template_nodes")
-    names = [made.kept["job_templates"][each["unified_job_template"]]["name"] for each in
-             (first, second)]  # fmt: skip
-    assert names == ["livesnap snapshot", "livesnap prune"]
-    assert first["always_nodes of it"] == [second["id"]]
-    assert not second.get("always_nodes of it")
-    assert {each["workflow_job_template"] for each in (first, second)} == {workflow["id"]}
+    nodes = of(made, "workflow_job_template_nodes")
+    templates = made.kept["job_templates"]
+    names = [templates[node["unified_job_template"]]["name"] for node in nodes]
+    assert names == ["livesnap snapshot", "livesnap prune", "livesnap verify"]
+    following = [node.get("always_nodes of it") or [] for node in nodes]
+    assert following == [[nodes[1]["id"]], [nodes[2]["id"]], []]
+    assert {node["workflow_job_template"] for node in nodes} == {workflow["id"]}
     assert workflow["ask_variables_on_launch"] is True
 
 
@@ -146,7 +147,7 @@ def test_every_variable_is_one_that_the_playbook_knows(made: StandIn) -> None:
 
 def test_surveys_ask_for_what_cannot_be_left_empty(made: StandIn) -> None:
     surveys = [each["survey"] for each in of(made, "job_templates") if each["survey_enabled"]]
-    assert len(surveys) == 3
+    assert len(surveys) == 4
     for survey in surveys:
         for question in survey["spec"]:
             assert question["required"] and question["question_name"]

@@ -31,8 +31,9 @@ import lint
 REPO = Path(__file__).resolve().parent.parent
 BUILD = REPO / "build"
 LOGS = BUILD / "logs"
-# Seconds after which a whole tier is ended and counted as failed, at short size.
-LIMITS = {"lint": 900, "unit": 300, "native": 900, "guests": 2400, "integration": 900}
+# Seconds after which a linter, a program or a piece of pytest is ended and counted as failed, at
+# short size. Integration is one piece, and shares the machine with those of guests.
+LIMITS = {"lint": 900, "unit": 300, "native": 900, "guests": 900, "integration": 1500}
 # Name -> (folder of the build, variables of make). Sanitized builds have the fault points too.
 VARIANTS = {
     "plain": ("plain", []),

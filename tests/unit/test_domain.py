@@ -52,9 +52,12 @@ def test_the_agents_channel_among_others() -> None:
     assert agent_state(XML.format(more="")) == "absent"
 
 
-def test_a_tpm_would_be_missed_by_a_restore() -> None:
+def test_a_tpm_that_is_not_libvirts_own_would_be_missed_by_a_restore() -> None:
     assert xml_blockers(XML.format(more="")) == []
-    assert "TPM" in xml_blockers(XML.format(more="<tpm model='tpm-crb'/>"))[0]
+    own = "<tpm model='tpm-crb'><backend type='emulator' version='2.0'/></tpm>"
+    assert xml_blockers(XML.format(more=own)) == []
+    for other in ("<tpm model='tpm-crb'/>", own.replace("emulator", "passthrough")):
+        assert "TPM" in xml_blockers(XML.format(more=other))[0]
 
 
 def test_a_backup_of_some_disks_says_so_of_the_others() -> None:

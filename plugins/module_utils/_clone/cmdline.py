@@ -268,7 +268,7 @@ class Rewriter:
 
     def _foreign(self, option: Option) -> list[Option]:
         meaning = {
-            "tpmdev": "the TPM's state is kept outside of QEMU",
+            "tpmdev": "the TPM is another program, and a second QEMU needs one of its own",
             "fsdev": "a folder of the host is shared with the guest",
             "virtfs": "a folder of the host is shared with the guest",
             "readconfig": "a file describes part of the machine",

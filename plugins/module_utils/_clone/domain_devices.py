@@ -17,6 +17,7 @@ from ansible_collections.livesnap.qemu.plugins.module_utils._clone.domain_plan i
     DomainFindings,
     DomainPlan,
 )
+from ansible_collections.livesnap.qemu.plugins.module_utils._guest.domain_xml import is_own_tpm
 
 #: Nothing of the host is behind them, or only what any number of guests may use.
 _KEPT = words("""
@@ -26,7 +27,6 @@ _FOREIGN = {
     "hostdev": "a device of the host is given to the guest",
     "filesystem": "a folder of the host is shared with the guest",
     "shmem": "memory is shared with other programs",
-    "tpm": "the TPM's state is kept outside of QEMU",
     "pstore": "a file of the host keeps the guest's records",
     "nvram": "the machine's NVRAM is kept in a file",
 }
@@ -87,6 +87,7 @@ class Devices:
             "vsock": self._vsock,
             "memory": self._memory,
             "crypto": self._crypto,
+            "tpm": self._tpm,
             # Leases are of the disks' locks: the overlays have none yet.
             "lease": lambda _lease: False,
         }
@@ -239,6 +240,12 @@ class Devices:
     def _vsock(self, vsock: ET.Element) -> bool:
         drop(vsock, "cid")
         ET.SubElement(vsock, "cid", auto="yes")
+        return True
+
+    def _tpm(self, tpm: ET.Element) -> bool:
+        if not is_own_tpm(tpm) or tpm.find("backend/source") is not None:
+            return self._block(tpm, "the TPM's state is kept outside of QEMU")
+        # libvirt starts another one, which gets its state from the stream.
         return True
 
     def _memory(self, memory: ET.Element) -> bool:

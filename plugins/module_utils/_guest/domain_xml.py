@@ -25,10 +25,17 @@ def disk_targets(xml: str) -> dict[str, str]:
 
 def xml_blockers(xml: str) -> list[str]:
     """What a restore would lack, as far as the XML tells."""
-    devices = ET.fromstring(xml).find("./devices")
-    if devices is None or devices.find("tpm") is None:
-        return []
-    return ["the domain has a TPM, whose state is not in the snapshot"]
+    return [
+        "the domain has a TPM that is not libvirt's own, and whose state is not in the snapshot"
+        for tpm in ET.fromstring(xml).iterfind("./devices/tpm")
+        if not is_own_tpm(tpm)
+    ]
+
+
+def is_own_tpm(tpm: ET.Element) -> bool:
+    """Whether libvirt starts a program for this TPM, whose state QEMU saves with the devices'."""
+    backend = tpm.find("backend")
+    return backend is not None and backend.get("type") == "emulator"
 
 
 def agent_state(xml: str) -> str:

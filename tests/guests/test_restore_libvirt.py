@@ -38,8 +38,8 @@ def domain(libvirtd: Libvirtd) -> Iterator[Domain]:
     xml = made.folder / "domain.xml"
     xml.write_text(xml.read_text().replace("</type>", f"""</type>
         <loader readonly='yes' type='pflash'>/usr/share/seabios/bios-256k.bin</loader>
-        <nvram>{variables(made)}</nvram>""", 1).replace(
-            "</uuid>", f"</uuid><genid>{GENERATION}</genid>"))
+        <nvram>{variables(made)}</nvram>""", 1))
+    xml.write_text(xml.read_text().replace("</uuid>", f"</uuid><genid>{GENERATION}</genid>"))
     libvirtd.virsh("define", str(xml))
     with made as guest:
         yield guest

@@ -116,6 +116,7 @@ def test_one_guest_may_take_so_long_and_no_longer(
 
 def test_side_by_side(prepared: Controller, guest: Guest, store: Path, tmp_path: Path) -> None:
     """A slow guest, a broken one and two others: the slow one ends last and holds nobody up."""
+    before = set((prepared.folder / "async").glob("j*"))
     with Guest(memory=128) as slow:
         guests = [
             entry(slow, "slow", bandwidth="4M", compression="none"),
@@ -134,7 +135,8 @@ def test_side_by_side(prepared: Controller, guest: Guest, store: Path, tmp_path:
         assert run.recap("hv1")["changed"] == 2
         again = take(prepared, guests[::2], store, livesnap_parallel=2).good()
         assert again.recap("hv1")["changed"] == 0
-        assert not [path for path in (prepared.folder / "async").glob("j*") if path.is_file()]
+        # A task that Ansible ended at its time-out has left one before: see the test above.
+        assert set((prepared.folder / "async").glob("j*")) == before
         slow.counts()
 
 

@@ -189,11 +189,11 @@ def _timeline(snapshots: Sequence[Mapping[str, Any]], now: datetime) -> Iterator
     for each in sorted(snapshots, key=lambda one: -_ORDER.index(one["state"])):
         age = now - parse_time(each["created"])
         if timedelta(0) <= age <= _SPAN:
-            x = round(310 * (1 - age / _SPAN), 1)
+            place = round(310 * (1 - age / _SPAN), 1)
             top = 2 if each["state"] == FAILED else 8
             shown = f"{each['name']}, {each['created'][:16]}: {each['state']}"
             yield (
-                f'<line x1="{x}" y1="{top}" x2="{x}" y2="20" class="{each["state"]}">'
+                f'<line x1="{place}" y1="{top}" x2="{place}" y2="20" class="{each["state"]}">'
                 f"<title>{escape(shown)}</title></line>"
             )
     yield "</svg>"

@@ -170,7 +170,7 @@ _LOOK = """
 table=$(blkid -p -o value -s PTTYPE p0 || :)
 if [ -n "$table" ]; then
     echo "@@ table"
-    partx --show --noheadings --raw --output NR,START,SECTORS p0
+    partx --raw --noheadings --output NR,START,SECTORS p0
 fi
 """
 

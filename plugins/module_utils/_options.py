@@ -56,7 +56,18 @@ DISKS = Option(
     elements="dict",
     suboptions=(
         Option("match", "str", required=True),
-        Option("scheme", "str", "auto", ("auto", "backup", "reflink", "none")),
+        Option("scheme", "str", "auto", ("auto", "backup", "command", "reflink", "none")),
+    ),
+)
+
+DISK_COMMANDS = Option(
+    "disk_commands",
+    "dict",
+    suboptions=(
+        Option("create", "str", required=True),
+        Option("remove", "str", required=True),
+        Option("restore", "str", required=True),
+        Option("limit", "int", 5),
     ),
 )
 
@@ -78,8 +89,9 @@ SNAPSHOT: tuple[Option, ...] = (
     Option("memory", "bool", True),
     Option("engine", "str", "auto", ("auto", "uffd", "qemu", "pause")),
     Option("allow_pause", "bool", False),
-    Option("disk_scheme", "str", "auto", ("auto", "backup", "reflink")),
+    Option("disk_scheme", "str", "auto", ("auto", "backup", "command", "reflink")),
     DISKS,
+    DISK_COMMANDS,
     Option("freeze", "str", "auto", ("auto", "required", "never")),
     Option("freeze_timeout", "int", 5),
     Option("deadline", "int", 9),

@@ -22,7 +22,7 @@ from ansible_collections.livesnap.qemu.plugins.module_utils._capture import qemu
 from ansible_collections.livesnap.qemu.plugins.module_utils._capture.capture import kill
 from ansible_collections.livesnap.qemu.plugins.module_utils._clone import standing
 from ansible_collections.livesnap.qemu.plugins.module_utils._connection.domain import Domain
-from ansible_collections.livesnap.qemu.plugins.module_utils._disks import leftovers
+from ansible_collections.livesnap.qemu.plugins.module_utils._disks import leftovers, outside
 from ansible_collections.livesnap.qemu.plugins.module_utils._disks.domain_jobs import end_backup
 from ansible_collections.livesnap.qemu.plugins.module_utils._errors import (
     AgentError,
@@ -88,7 +88,11 @@ def recover(store: str, guest: Optional[str] = None, helper: str = "") -> list[s
             continue
         except LivesnapError as err:
             failed.append(str(err))
-    said += remove_orphans(Store(store), guest)
+    try:
+        said += remove_orphans(Store(store), guest)
+    except LivesnapError as err:
+        said += err.result["recovered"]
+        failed.append(str(err))
     try:
         said += restore_undo.recover_left(store, guest, helper)
     except LivesnapError as err:
@@ -142,10 +146,19 @@ def orphans(store: Store, guest: Optional[str]) -> list[tuple[str, str]]:
 
 def remove_orphans(store: Store, guest: Optional[str]) -> list[str]:
     """Remove them; one sentence each."""
-    said = []
+    said: list[str] = []
+    failed: list[str] = []
     for name, snapshot in orphans(store, guest):
-        store.discard(store.partial(name, snapshot))
+        folder = store.partial(name, snapshot)
+        try:
+            outside.discard(folder)
+        except LivesnapError as err:
+            failed.append(str(err))
+            continue
+        store.discard(folder)
         said.append(f"removed unfinished snapshot '{snapshot}' of guest '{name}'")
+    if failed:
+        raise LivesnapError("; ".join(failed), "", {"recovered": said})
     return said
 
 
@@ -289,6 +302,7 @@ def _remove_folder(owner: dict[str, Any]) -> list[str]:
     folder = _partial(owner)
     if folder is None or not os.path.lexists(folder):
         return []
+    outside.discard(folder)
     Store(str(owner["store"])).discard(folder)
     return [f"removed unfinished {_what(owner)}"]
 

@@ -45,34 +45,6 @@ options:
     description: Whether RAM is part of the snapshot.
     type: bool
     default: true
-  disk_scheme:
-    description:
-      - How disks are captured that O(disks) does not say it of. All disks of a snapshot are of the same instant, whichever
-        schemes they are captured by.
-      - V(backup) copies each disk into the store while the guest runs on, and leaves the disk's own chain as it is.
-      - V(reflink) clones image files while the guest stands still, in next to no time. Image and store have to be on the same
-        XFS or btrfs, and the image must be raw or qcow2, without a backing file. The clone takes no room at first, and as
-        much as the guest overwrites later.
-      - V(auto) is V(backup).
-    type: str
-    choices: [auto, backup, reflink]
-    default: auto
-  disks:
-    description:
-      - What is done with which disk. The first entry that matches wins.
-      - Without it every writable disk is part of the snapshot.
-    type: list
-    elements: dict
-    suboptions:
-      match:
-        description: Device id, node name, target or serial of a disk.
-        type: str
-        required: true
-      scheme:
-        description: As O(disk_scheme). V(none) leaves the disk out.
-        type: str
-        choices: [auto, backup, reflink, none]
-        default: auto
   freeze:
     description:
       - Whether the guest's agent freezes its file systems for the instant. V(auto) tries, and says what came of it.
@@ -152,6 +124,7 @@ options:
 extends_documentation_fragment:
   - livesnap.qemu.attributes
   - livesnap.qemu.attributes.helper
+  - livesnap.qemu.disks
   - livesnap.qemu.engine
   - livesnap.qemu.hooks
   - livesnap.qemu.reach
@@ -417,7 +390,7 @@ snapshot:
           type: int
           sample: 201326592
         file:
-          description: Its image, below RV(snapshot.path).
+          description: Its image, below RV(snapshot.path). Null of scheme V(command), which keeps it elsewhere.
           type: str
           sample: disks/0-vda.qcow2
     restore_blockers:

@@ -194,9 +194,13 @@ def images_of(result: dict[str, Any]) -> list[Path]:
     return [folder / disk["file"] for disk in result["snapshot"]["disks"]]
 
 
-def verdict(guest: Guest | Domain, result: dict[str, Any], pages: int) -> str:
-    """Empty if RAM and disks of a snapshot are of one instant, otherwise why not."""
-    disks = [disk_state(image) for image in images_of(result)]
+def verdict(guest: Guest | Domain, result: dict[str, Any], pages: int,
+            images: list[Path] | None = None) -> str:
+    """Empty if RAM and disks of a snapshot are of one instant, otherwise why not.
+
+    `images`: those of the disks, where they are not in the store.
+    """
+    disks = [disk_state(image) for image in images or images_of(result)]
     with tempfile.TemporaryDirectory(prefix="livesnap-raw-", dir="/tmp") as raw:
         out = Path(raw) / "blocks"
         subprocess.run(

@@ -220,8 +220,8 @@ def test_what_others_do_meanwhile_is_respected(
 
     def work() -> None:
         status.write(store.snapshot("web1", "s1"), {**status.default(), "pinned": True})
-        store.remove("web1", "s2")
-        store.remove("web1", "s3")
+        store.discard(store.retire("web1", "s2"))
+        store.discard(store.retire("web1", "s3"))
         put(store, "s3", 0, id="9f86d081-884c-4d65-9a2f-eaa0c55ad016")
         (store.snapshot("web1", "s4") / "manifest.json").write_bytes(b"{}")
 

@@ -125,6 +125,10 @@ def exchange(tmp_path: Path, kind: str = "raw") -> images.Exchange:
     return found[0]
 
 
+def no_fetch(path: str, limit: float) -> None:
+    raise AssertionError("the image is in the store")
+
+
 def disk(source: Path, path: Path, kind: str) -> dict[str, object]:
     return {
         "match": "vda",
@@ -144,12 +148,26 @@ def holds(path: Path, fill: str) -> bool:
     return b"failed" not in done.stdout and done.returncode == 0
 
 
+def test_a_disk_that_is_not_in_the_store_is_fetched(tmp_path: Path) -> None:
+    one = images.Exchange(
+        label="vda", source="", path=str(tmp_path / "a"), format="raw", options="",
+        bytes=10 << 20, fresh=str(tmp_path / "f"), aside=str(tmp_path / "o"))
+
+    def fetch(path: str, limit: float) -> None:
+        assert limit == 61
+        Path(path).write_text("all of it")
+
+    images.make(one, "/nowhere", fetch)
+    assert Path(one.fresh).read_text() == "all of it"
+    assert os.stat(one.fresh).st_mode & 0o777 == 0o600
+
+
 @needs_qemu_img
 @pytest.mark.parametrize("kind", ["raw", "qcow2"])
 def test_an_image_is_exchanged_and_put_back(tmp_path: Path, kind: str) -> None:
     one = exchange(tmp_path, kind)
     path, was = Path(one.path), os.stat(one.path)
-    images.make(one, QEMU_IMG)
+    images.make(one, QEMU_IMG, no_fetch)
     assert os.stat(one.fresh).st_mode & 0o777 == 0o600 and holds(path, "0x22")
     images.put(one)
     now = os.stat(path)
@@ -173,7 +191,7 @@ def test_undone_and_finished_wherever_it_stopped(tmp_path: Path) -> None:
     assert not images.put_back(one) and holds(Path(one.path), "0x22")
     os.link(one.path, one.aside)
     assert not images.put_back(one) and not images.left([one])
-    images.make(one, QEMU_IMG)
+    images.make(one, QEMU_IMG, no_fetch)
     images.put(one)
     images.finish(one)
     images.finish(one)
@@ -186,7 +204,7 @@ def test_a_copy_that_fails_says_so(tmp_path: Path) -> None:
     one = exchange(tmp_path)
     Path(one.source).write_bytes(b"no image")
     with pytest.raises(LivesnapError, match=r"disk 'vda' cannot be copied to .*img convert"):
-        images.make(one, QEMU_IMG)
+        images.make(one, QEMU_IMG, no_fetch)
     images.put_back(one)
     assert holds(Path(one.path), "0x22")
 

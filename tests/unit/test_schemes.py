@@ -99,6 +99,8 @@ def disk(number: int) -> Disk:
 
 SUBJECT = Subject("web1", "/s", QemuProcess(1, 1, 5, 6, (), "u", (), "/", "/q", "/"))
 
+MAKING = Making(SUBJECT, "p-", Path("/f"), {"id": "1", "guest": "web1", "name": "one"})
+
 
 @pytest.fixture
 def chosen(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Disk, str]]:
@@ -117,7 +119,7 @@ def test_each_scheme_has_its_disks_and_all_have_one_transaction(
     SAID.clear()
     estimates = captured.estimate(qmp, chosen)
     assert estimates == {"n0": 5, "n1": 4, "n2": 5, "n3": 5}
-    disks = captured.CapturedDisks(Making(SUBJECT, "p-", Path("/f")), chosen, estimates)
+    disks = captured.CapturedDisks(MAKING, chosen, estimates)
     disks.prepare(qmp)
     disks.commit(qmp, 1.0)
     assert SAID == [
@@ -131,7 +133,7 @@ def test_each_scheme_has_its_disks_and_all_have_one_transaction(
 def test_all_are_undone_whatever_fails(chosen: list[tuple[Disk, str]]) -> None:
     qmp: Any = Qmp()
     disks = captured.CapturedDisks(
-        Making(SUBJECT, "p-", Path("/f")), chosen, captured.estimate(qmp, chosen))
+        MAKING, chosen, captured.estimate(qmp, chosen))
     assert disks.undo(qmp) == "it stays; it raises"
     assert SAID == ["undo still n2", "undo left n1", "undo right n0 n3"]
 
@@ -139,7 +141,7 @@ def test_all_are_undone_whatever_fails(chosen: list[tuple[Disk, str]]) -> None:
 def test_without_actions_there_is_no_transaction(chosen: list[tuple[Disk, str]]) -> None:
     qmp: Any = Qmp()
     disks = captured.CapturedDisks(
-        Making(SUBJECT, "p-", Path("/f")), chosen[2:3], captured.estimate(qmp, chosen[2:3]))
+        MAKING, chosen[2:3], captured.estimate(qmp, chosen[2:3]))
     disks.commit(qmp, 1.0)
     assert SAID == ["commit still n2"]
 
@@ -150,9 +152,24 @@ def test_options_and_manifest_know_the_schemes_of_the_table() -> None:
     assert set(default.choices) == {"auto", *SCHEMES}
     assert set(each.choices) == {"auto", "none", *SCHEMES}
     assert set(manifest.SCHEMES) == set(SCHEMES)
+    assert set(manifest.OUTSIDE) == {name for name, each in SCHEMES.items() if each.OUTSIDE}
 
 
 def test_what_a_clone_reads_is_in_the_snapshots_folder() -> None:
     stored = {"file": "disks/0-d.qcow2", "format": "qcow2"}
     assert SCHEMES["backup"].image(Path("/s/one"), stored) == Image(
         "/s/one/disks/0-d.qcow2", "qcow2")
+
+
+def test_a_manifest_says_where_each_disk_is() -> None:
+    check, _expected = manifest.FIELDS["disks"]
+    commands = {"commands": {"key": "k", "remove": "r", "restore": "r"}}
+    stored = {
+        "match": "d", "device": None, "qdev": None, "node": "n", "serial": None, "format": "raw",
+        "scheme": "reflink", "file": "disks/0-d.raw", "bytes": 1, "stored_bytes": 0,
+        "file_bytes": 1, "source": {"file": "/d", "format": "raw"}}
+    elsewhere = {**stored, "scheme": "command", "file": None}
+    assert check([stored]) and check([{**elsewhere, **commands}])
+    assert not check([{**stored, "file": None}])
+    assert not check([elsewhere])
+    assert not check([{**elsewhere, **commands, "file": "disks/0-d.raw"}])

@@ -227,7 +227,7 @@ def test_publish_and_remove(store: Store) -> None:
     with pytest.raises(StoreError, match="appeared meanwhile"):
         make(store)
     store.discard(store.partial("web1", "one"))
-    store.remove("web1", "one")
+    store.discard(store.retire("web1", "one"))
     assert store.entries("web1") == ([], [])
     assert store.guests() == []
 
@@ -287,7 +287,7 @@ def test_other_guests_are_told_apart(store: Store) -> None:
         store.check_owner("web1", ID, "web1")
     with pytest.raises(RefusedError, match="none"):
         store.check_owner("web1", None, "web1")
-    store.remove("web1", "one")
+    store.discard(store.retire("web1", "one"))
     make(store, uuid=None)
     store.check_owner("web1", None, "web1")
     with pytest.raises(RefusedError, match="web2"):

@@ -24,6 +24,7 @@ from ansible_collections.livesnap.qemu.plugins.module_utils._bracket.link import
 from ansible_collections.livesnap.qemu.plugins.module_utils._bracket.run import Run
 from ansible_collections.livesnap.qemu.plugins.module_utils._bracket.spec import SnapshotSpec
 from ansible_collections.livesnap.qemu.plugins.module_utils._connection.domain import Domain
+from ansible_collections.livesnap.qemu.plugins.module_utils._disks import outside
 from ansible_collections.livesnap.qemu.plugins.module_utils._errors import (
     LivesnapError,
     QmpConnectError,
@@ -352,7 +353,9 @@ def remove_complete(store: Store, guest: str, name: str, apply: bool) -> str:
             "restore",
         )
     if apply:
-        store.remove(guest, name)
+        folder = store.retire(guest, name)
+        outside.discard(folder)
+        store.discard(folder)
     return f"removed snapshot '{name}' of guest '{guest}'"
 
 

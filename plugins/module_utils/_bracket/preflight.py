@@ -143,7 +143,7 @@ def check_state(guest: str, facts: GuestFacts) -> None:
 
 def subject(spec: SnapshotSpec, process: QemuProcess) -> Subject:
     """What schemes have to know of the guest and the store. Pure."""
-    return Subject(spec.guest, spec.store, process)
+    return Subject(spec.guest, spec.store, process, spec.disk_commands)
 
 
 def choose_engine(

@@ -37,6 +37,7 @@ class SnapshotSpec:
     allow_pause: bool = False
     disk_scheme: str = "auto"
     disks: list[dict[str, str]] = field(default_factory=list)
+    disk_commands: Optional[dict[str, Any]] = None
     freeze: str = "auto"
     freeze_timeout: int = 5
     deadline: int = 9
@@ -132,6 +133,21 @@ class SnapshotSpec:
         for entry in self.disks:
             if not entry.get("match"):
                 raise LivesnapError("an entry of disks has no 'match'")
+        if self.disk_commands is not None:
+            self._check_commands(self.disk_commands)
+
+    def _check_commands(self, commands: Mapping[str, Any]) -> None:
+        for name in ("create", "remove", "restore"):
+            if not str(commands.get(name) or "").strip():
+                raise LivesnapError(
+                    f"disk_commands has no '{name}'", "docs/commands.md says what each has to do"
+                )
+        if not 1 <= commands["limit"] < self.deadline:
+            raise LivesnapError(
+                f"limit '{commands['limit']}' of disk_commands is not between 1 and deadline"
+                f" '{self.deadline}'",
+                "the guest stands still while 'create' runs",
+            )
 
     def warnings(self) -> list[str]:
         """What is allowed, and probably not wanted."""

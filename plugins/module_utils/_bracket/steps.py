@@ -23,6 +23,7 @@ from ansible_collections.livesnap.qemu.plugins.module_utils._bracket import (
 )
 from ansible_collections.livesnap.qemu.plugins.module_utils._bracket.link import Limit
 from ansible_collections.livesnap.qemu.plugins.module_utils._bracket.run import Run
+from ansible_collections.livesnap.qemu.plugins.module_utils._disks import outside
 from ansible_collections.livesnap.qemu.plugins.module_utils._disks.captured import (
     CapturedDisks,
 )
@@ -54,6 +55,7 @@ def _begin(run: Run) -> None:
 
 def _discard(run: Run) -> None:
     if run.folder is not None:
+        outside.discard(run.folder)
         run.store.discard(run.folder)
         run.folder = None
 
@@ -61,7 +63,12 @@ def _discard(run: Run) -> None:
 def _targets(run: Run) -> None:
     chosen = run.plan.selection.chosen
     if chosen:
-        making = Making(preflight.subject(run.spec, run.process), run.prefix, run.place())
+        making = Making(
+            preflight.subject(run.spec, run.process),
+            run.prefix,
+            run.place(),
+            {"id": run.id, "guest": run.spec.guest, "name": run.spec.name},
+        )
         run.disks = CapturedDisks(making, chosen, run.plan.disk_estimates)
         run.disks.prepare(run.qmp)
     capture.make_devices(run)

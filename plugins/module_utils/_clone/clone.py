@@ -260,7 +260,7 @@ def create_clone(request: CloneRequest) -> dict[str, Any]:
 def _make_overlays(source: Source, plan: Plan, rewritten: cmdline.Rewritten) -> None:
     images = Images(source.exe, source.uid, source.gid)
     for number, disk in enumerate(plan.disks):
-        images.overlay(disk.overlay, source.disks[number].image)
+        images.overlay(disk.overlay, source.disks[number])
     for number, original in enumerate(rewritten.findings.blank_disks):
         images.blank(f"{plan.disk_folder}/blank{number}.qcow2", original)
 

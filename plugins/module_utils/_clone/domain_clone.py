@@ -88,7 +88,7 @@ class DomainClone:
             variables=str(place.overlays / "variables.fd") if self.variables else "",
             network=network,
         )
-        self.images = {disk.qdev: disk.image for disk in disks}
+        self.disks = {disk.qdev: disk for disk in disks}
         self.rewritten = domain_copy.rewrite(xml, self.plan)
         findings = self.rewritten.findings
         if findings.blockers:
@@ -158,12 +158,12 @@ class DomainClone:
         source, findings = self.source, self.rewritten.findings
         images = Images(source.exe, source.uid, source.gid)
         for alias, path in self.plan.overlays.items():
-            images.overlay(path, self.images[alias])
+            images.overlay(path, self.disks[alias])
         for original, path in findings.blanks:
             images.blank(path, original)
         if self.variables is not None:
             kind = findings.variables_format
-            images.copy(self.plan.variables, self.variables.image, kind)
+            images.copy(self.plan.variables, self.variables, kind)
 
     def _limit(self) -> float:
         """How long it may take to write or to read a file as large as RAM. Seconds."""

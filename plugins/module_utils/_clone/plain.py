@@ -11,9 +11,11 @@ from ansible_collections.livesnap.qemu.plugins.module_utils._clone import cmdlin
 from ansible_collections.livesnap.qemu.plugins.module_utils._clone.plan import DiskImage, Plan
 from ansible_collections.livesnap.qemu.plugins.module_utils._clone.source import (
     Source,
+    SourceDisk,
     from_manifest,
     guest_name,
 )
+from ansible_collections.livesnap.qemu.plugins.module_utils._disks.scheme import Image
 from ansible_collections.livesnap.qemu.plugins.module_utils._errors import RefusedError
 from ansible_collections.livesnap.qemu.plugins.module_utils._restore.checks import qemu_img
 from ansible_collections.livesnap.qemu.plugins.module_utils._store import manifest
@@ -54,7 +56,8 @@ def commands(source: Source, folder: str, helper: str) -> list[str]:
         )
     base = Path(folder)
     disks = [
-        (disk.image, str(base / f"disk{number}.qcow2")) for number, disk in enumerate(source.disks)
+        (_image(source, disk), str(base / f"disk{number}.qcow2"))
+        for number, disk in enumerate(source.disks)
     ]
     plan = Plan(
         folder=folder,
@@ -102,3 +105,13 @@ def commands(source: Source, folder: str, helper: str) -> list[str]:
     if findings.agent_socket and source.frozen:
         found.append(shlex.join(["python3", "-c", _THAW, plan.path(findings.agent_socket)]))
     return found
+
+
+def _image(source: Source, disk: SourceDisk) -> Image:
+    if disk.image is None:
+        raise RefusedError(
+            f"disk '{disk.source}' of '{source.guest}/{source.snapshot}' is not in the store",
+            "make a clone, which gets a copy of it",
+            "outside",
+        )
+    return disk.image

@@ -4,9 +4,10 @@
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Optional
+from typing import Any, Callable, Optional
 
 from ansible_collections.livesnap.qemu.plugins.module_utils._clone import cmdline
 from ansible_collections.livesnap.qemu.plugins.module_utils._clone.argv import Props
@@ -23,13 +24,19 @@ from ansible_collections.livesnap.qemu.plugins.module_utils._restore.checks impo
 
 @dataclass(frozen=True)
 class SourceDisk:
-    """A disk image of a snapshot, and what the guest's QEMU called the disk."""
+    """A disk of a snapshot, and what the guest's QEMU called it.
+
+    image: None where it is outside of the store; fetch() then copies it into an empty file, in
+    `format`, within so many seconds.
+    """
 
     device: str
     node: str
     qdev: str
     source: str
-    image: Image
+    image: Optional[Image]
+    format: str
+    fetch: Callable[[str, float], None]
     bytes: int
 
 
@@ -94,6 +101,8 @@ def from_manifest(folder: Path, fields: dict[str, Any]) -> Source:
             qdev=disk["qdev"] or "",
             source=disk["source"]["file"],
             image=SCHEMES[disk["scheme"]].image(folder, disk),
+            format=disk["format"],
+            fetch=functools.partial(SCHEMES[disk["scheme"]].fetch, fields, disk),
             bytes=disk["bytes"],
         )
         for disk in fields["disks"]

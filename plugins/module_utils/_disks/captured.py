@@ -9,6 +9,7 @@ from typing import Any, Mapping, Sequence
 from ansible_collections.livesnap.qemu.plugins.module_utils._connection.connection import (
     Connection,
 )
+from ansible_collections.livesnap.qemu.plugins.module_utils._disks import outside
 from ansible_collections.livesnap.qemu.plugins.module_utils._disks.scheme import (
     Making,
     Scheme,
@@ -55,14 +56,20 @@ class CapturedDisks:
         self._schemes: list[Scheme] = [
             SCHEMES[name](making, theirs) for name, theirs in shares.items()
         ]
+        self._making = making
+        self._committed = False
 
     def prepare(self, qmp: Connection) -> None:
         """Everything that can be done before the guest stands still."""
         for scheme in self._schemes:
             scheme.prepare(qmp)
+        entries = [entry for scheme in self._schemes for entry in scheme.entries()]
+        if entries:
+            outside.note(self._making.folder, self._making.whose, entries)
 
     def commit(self, qmp: Connection, timeout: float) -> None:
         """The guest is stopped: all disks are captured as they are now."""
+        self._committed = True
         actions = [action for scheme in self._schemes for action in scheme.actions()]
         if actions:
             qmp.execute("transaction", {"actions": actions}, timeout)
@@ -87,11 +94,16 @@ class CapturedDisks:
         return [found[index] for index in sorted(found)]
 
     def undo(self, qmp: Connection) -> str:
-        """Take all of it back, the last first; '' or what went wrong."""
+        """Take all of it back, the last first; '' or what went wrong.
+
+        What lies outside of the snapshot's folder is discarded with the folder.
+        """
         problems = []
         for scheme in reversed(self._schemes):
             try:
                 problems.append(scheme.undo(qmp))
             except LivesnapError as err:
                 problems.append(str(err))
+        if not self._committed:
+            outside.forget(self._making.folder)
         return "; ".join(filter(None, problems))

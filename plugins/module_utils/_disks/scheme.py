@@ -7,7 +7,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Mapping, Sequence
+from typing import Any, ClassVar, Mapping, Optional, Sequence
 
 from ansible_collections.livesnap.qemu.plugins.module_utils._connection.connection import (
     Connection,
@@ -24,6 +24,8 @@ class Subject:
     guest: str
     store: str
     process: QemuProcess
+    #: Option disk_commands, as it was given.
+    commands: Optional[Mapping[str, Any]] = None
 
     @property
     def owner(self) -> tuple[int, int]:
@@ -33,11 +35,15 @@ class Subject:
 
 @dataclass(frozen=True)
 class Making:
-    """A snapshot in the making. prefix: what all its names in QEMU begin with. folder: its own."""
+    """A snapshot in the making. prefix: what all its names in QEMU begin with. folder: its own.
+
+    whose: id, guest and name, as its manifest will have them.
+    """
 
     subject: Subject
     prefix: str
     folder: Path
+    whose: Mapping[str, Any]
 
 
 @dataclass(frozen=True)
@@ -72,6 +78,9 @@ class Scheme(ABC):
     """
 
     NAME: ClassVar[str]
+    #: Whether what it captures lies elsewhere than in the snapshot's folder. Then entries() says
+    #: what before the pause, and discard() and fetch() know how to get at it.
+    OUTSIDE: ClassVar[bool] = False
 
     def __init__(self, making: Making, shares: Sequence[Share]) -> None:
         """Touches nothing yet."""
@@ -112,16 +121,32 @@ class Scheme(ABC):
     def undo(self, qmp: Connection) -> str:
         """Take back what is outside of the snapshot's folder; '' or what went wrong."""
 
+    def entries(self) -> list[dict[str, Any]]:
+        """disks[] of the manifest, of what will lie outside of the snapshot's folder."""
+        return []
+
     @classmethod
-    def image(cls, folder: Path, entry: Mapping[str, Any]) -> Image:
-        """What a clone or restore reads, of a disk in a manifest that was checked. Pure."""
-        return Image(str(folder / entry["file"]), entry["format"])
+    def discard(cls, whose: Mapping[str, Any], entry: Mapping[str, Any]) -> None:
+        """Remove what of a disk is outside; it may be half made, or not there at all."""
+        raise NotImplementedError
+
+    @classmethod
+    def fetch(
+        cls, whose: Mapping[str, Any], entry: Mapping[str, Any], path: str, limit: float
+    ) -> None:
+        """Copy a disk that is outside into an empty file, in the format of its entry. Seconds."""
+        raise NotImplementedError
+
+    @classmethod
+    def image(cls, folder: Path, entry: Mapping[str, Any]) -> Optional[Image]:
+        """The file in the snapshot's folder that is read later; None if outside. Pure."""
+        return None if cls.OUTSIDE else Image(str(folder / entry["file"]), entry["format"])
 
 
 def entry(
-    scheme: str, disk: Disk, file: str, kind: str, size: int, allocated: int
+    scheme: str, disk: Disk, file: Optional[str], kind: str, size: int = 0, allocated: int = 0
 ) -> dict[str, Any]:
-    """disks[] of the manifest, of an image in the store. Pure."""
+    """disks[] of the manifest; file, size and what is allocated are those of the store. Pure."""
     return {
         "match": disk.label,
         "device": disk.device or None,

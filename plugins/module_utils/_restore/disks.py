@@ -85,12 +85,12 @@ def exchanges_of(
         ]
         fresh, aside = beside(path, mark)
         image = SCHEMES[disk["scheme"]].image(folder, disk)
-        stored = min(disk["stored_bytes"], disk["bytes"])
+        stored = disk["bytes"] if image is None else min(disk["stored_bytes"], disk["bytes"])
         found.append(
             Exchange(
                 label=label,
-                source=image.path,
-                source_format=image.format,
+                source="" if image is None else image.path,
+                source_format=disk["format"],
                 path=path,
                 format=kind,
                 options=_options(label, path, about) if kind == "qcow2" else "",

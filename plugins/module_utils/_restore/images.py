@@ -14,7 +14,7 @@ import os
 import stat
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any, Mapping, Sequence
+from typing import Any, Callable, Mapping, Sequence
 
 from ansible_collections.livesnap.qemu.plugins.module_utils._errors import RestoreError
 from ansible_collections.livesnap.qemu.plugins.module_utils._run import run_bounded
@@ -26,7 +26,8 @@ _SLOWEST, _LIMIT = 10 << 20, 60.0
 
 @dataclass(frozen=True)
 class Exchange:
-    """One disk. source: the snapshot's image. path: the guest's image, no symbolic link.
+    """One disk. source: the snapshot's image, '' where it
+    has none in the store. path: the guest's image, no symbolic link.
 
     fresh and aside: names beside it, of the new image in the making and of the old one. bytes: the
     most that the new image takes. options: what qemu-img is told of the new one's format.
@@ -61,22 +62,33 @@ def beside(path: str, mark: str) -> tuple[str, str]:
     return f"{stem}.new", f"{stem}.old"
 
 
-def make(exchange: Exchange, qemu_img: str) -> None:
-    """The new image, beside the old one and not in use yet: whole and durable, root's alone."""
+def make(exchange: Exchange, qemu_img: str, fetch: Callable[[str, float], None]) -> None:
+    """The new image, beside the old one and not in use yet: whole and durable, root's alone.
+
+    `fetch` copies a disk that is not in the store into an empty file, within so many seconds.
+    """
     with files.as_store_error(f"'{exchange.fresh}' cannot be made"):
         flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
         os.close(os.open(exchange.fresh, flags, 0o600))
+    limit = _LIMIT + exchange.bytes / _SLOWEST
+    if exchange.source:
+        _convert(exchange, qemu_img, limit)
+    else:
+        fetch(exchange.fresh, limit)
+    with files.as_store_error(f"'{exchange.fresh}' cannot be completed"):
+        os.chmod(exchange.fresh, 0o600)
+        files.sync_file(Path(exchange.fresh))
+
+
+def _convert(exchange: Exchange, qemu_img: str, limit: float) -> None:
     argv = [qemu_img, "convert", "-q", "-f", exchange.source_format, "-O", exchange.format]
     argv += ["-o", exchange.options] if exchange.options else []
-    done = run_bounded([*argv, exchange.source, exchange.fresh], _LIMIT + exchange.bytes / _SLOWEST)
+    done = run_bounded([*argv, exchange.source, exchange.fresh], limit)
     if done.problem or done.code != 0:
         raise RestoreError(
             f"disk '{exchange.label}' cannot be copied to '{exchange.fresh}': 'qemu-img convert'"
             f" {done.problem or 'failed: ' + done.words}"
         )
-    with files.as_store_error(f"'{exchange.fresh}' cannot be completed"):
-        os.chmod(exchange.fresh, 0o600)
-        files.sync_file(Path(exchange.fresh))
 
 
 def put(exchange: Exchange) -> None:

@@ -9,6 +9,7 @@ whether anybody waits for it.
 
 from __future__ import annotations
 
+import functools
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Optional
@@ -17,6 +18,7 @@ from ansible_collections.livesnap.qemu.plugins.module_utils import _owner, _reco
 from ansible_collections.livesnap.qemu.plugins.module_utils._bracket import entry, faults, preflight
 from ansible_collections.livesnap.qemu.plugins.module_utils._bracket.link import Link
 from ansible_collections.livesnap.qemu.plugins.module_utils._bracket.spec import SnapshotSpec
+from ansible_collections.livesnap.qemu.plugins.module_utils._disks.table import SCHEMES
 from ansible_collections.livesnap.qemu.plugins.module_utils._errors import (
     LivesnapError,
     RestoreError,
@@ -167,9 +169,11 @@ class _Restore:
     def _copy(self) -> None:
         """New images, and what else takes its time, while the guest runs on."""
         self._verify(self.plan.folder / self.plan.fields["memory"]["file"])
-        for each in self.plan.exchanges:
+        fields = self.plan.fields
+        for each, disk in zip(self.plan.exchanges, fields["disks"]):
             self._still_wanted()
-            images.make(each, self.plan.qemu_img)
+            fetch = functools.partial(SCHEMES[disk["scheme"]].fetch, fields, disk)
+            images.make(each, self.plan.qemu_img, fetch)
         self.plan.guest.prepare(self.plan.state)
         self._still_wanted()
 

@@ -153,15 +153,15 @@ class Store:
         with contextlib.suppress(OSError):
             files.sync_folder(folder.parent)
 
-    def remove(self, guest: str, name: str) -> None:
-        """Remove a snapshot: it loses its name first, so that a crash leaves no half one."""
+    def retire(self, guest: str, name: str) -> Path:
+        """It loses its name, so that a crash leaves no half one; its folder, to discard()."""
         final, folder = self.snapshot(guest, name), self.partial(guest, name)
         with files.as_store_error(f"'{final}' cannot be removed"):
             if final.is_symlink():
                 raise StoreError(f"'{final}' is a symbolic link")
             os.rename(final, folder)
             files.sync_folder(folder.parent)
-        self.discard(folder)
+        return folder
 
 
 def _without_partial(name: str) -> str:

@@ -31,7 +31,7 @@ RETURNED = (
     "schedule",
     "slot",
 )
-_ONLY_IN_MANIFEST = ("gpa", "ramblock", "checksums")
+_ONLY_IN_MANIFEST = ("gpa", "ramblock", "checksums", "commands")
 
 
 def describe(fields: Mapping[str, Any], state: Mapping[str, Any], path: str) -> dict[str, Any]:
@@ -50,9 +50,7 @@ def _returned(entry: Mapping[str, Any]) -> dict[str, Any]:
 
 def _empty(guest: str, name: str, path: str) -> dict[str, Any]:
     found: dict[str, Any] = dict.fromkeys(RETURNED)
-    found.update(
-        guest=guest, name=name, path=path, complete=False, disks=[], restore_blockers=[]
-    )
+    found.update(guest=guest, name=name, path=path, complete=False, disks=[], restore_blockers=[])
     # What cannot be judged must not be pruned.
     found.update(labels=[], pinned=True, verdicts=[], in_progress=None, problem=None)
     return found

@@ -115,21 +115,34 @@ _MEMORY = _object(
     ramblock=_text,
 )
 #: How a disk may have been captured.
-SCHEMES = ("backup", "reflink")
-_DISK = _object(
+SCHEMES = ("backup", "command", "reflink")
+#: Of these, what lies outside of the snapshot's folder, and has no file.
+OUTSIDE = ("command",)
+_COMMANDS = _object(key=_text, remove=_text, restore=_text)
+_FIELDS_OF_DISK = _object(
     match=_text,
     device=_or_null(_text),
     qdev=_or_null(_text),
     node=_text,
     serial=_or_null(_text),
     scheme=_one_of(*SCHEMES),
-    file=names.is_file,
+    file=_or_null(names.is_file),
     format=_one_of("qcow2", "raw"),
     bytes=_int,
     stored_bytes=_int,
     file_bytes=_int,
     source=_object(file=_text, format=_text),
 )
+
+
+def _disk(value: Any) -> bool:
+    return (
+        _FIELDS_OF_DISK(value)
+        and (value["file"] is None) == (value["scheme"] in OUTSIDE)
+        and (value["scheme"] != "command" or _COMMANDS(value.get("commands")))
+    )
+
+
 TIMINGS = (
     "freeze_ms",
     "pause_ms",
@@ -190,7 +203,7 @@ FIELDS: dict[str, tuple[Check, str]] = {
         _or_null(_object(file=_one_of("devices"), bytes=_int, sha256=_text)),
         "a devices entry or null",
     ),
-    "disks": (_list_of(_DISK), "a list of disk entries"),
+    "disks": (_list_of(_disk), "a list of disk entries"),
     "excluded_disks": (_list_of(_object(match=_text, node=_text)), "a list of {match, node}"),
     "guest_facts": (_FACTS, "facts about the guest"),
     "restore_blockers": (_texts, "a list of strings"),
@@ -265,7 +278,7 @@ def check(fields: Mapping[str, Any], what: str) -> None:
     for disk in fields["disks"]:
         if "checksums" in disk and not sums.fits(disk["checksums"], disk["file_bytes"]):
             raise StoreError(f"{what} has bad 'checksums' of disk '{disk['match']}'")
-    used = [disk["file"] for disk in fields["disks"]]
+    used = [disk["file"] for disk in fields["disks"] if disk["file"] is not None]
     if len(set(used)) != len(used):
         raise StoreError(f"{what} names the same file for two disks")
 
@@ -291,7 +304,9 @@ def read(folder: Path) -> dict[str, Any]:
 
 def sizes(fields: Mapping[str, Any]) -> list[tuple[str, int]]:
     """(file, bytes) of all files that a manifest names."""
-    found = [(disk["file"], disk["file_bytes"]) for disk in fields["disks"]]
+    found = [
+        (disk["file"], disk["file_bytes"]) for disk in fields["disks"] if disk["file"] is not None
+    ]
     if fields["memory"] is not None:
         found.append((fields["memory"]["file"], fields["memory"]["file_bytes"]))
     if fields["devices"] is not None:

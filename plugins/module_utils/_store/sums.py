@@ -161,19 +161,22 @@ def of_disks(folder: Path, disks: Sequence[Mapping[str, Any]], threads: int) -> 
             {},
         )
         for disk in disks
+        if disk["file"] is not None
     ]
     return Digests(subjects, threads)
 
 
 def added(disks: Sequence[Mapping[str, Any]], digests: Digests) -> list[dict[str, Any]]:
-    """disks[] of the manifest with `checksums`, once they are all there."""
-    return [
-        {
-            **disk,
-            "checksums": {
+    """disks[] of the manifest with `checksums` of those in the store, once they are all there."""
+    every = iter(digests.found())
+    entries = []
+    for disk in disks:
+        entry = dict(disk)
+        if disk["file"] is not None:
+            found = next(every)
+            entry["checksums"] = {
                 "chunk_bytes": chunk_bytes(disk["file_bytes"], len(disks)),
                 "sha256": [found[piece] for piece in sorted(found)],
-            },
-        }
-        for disk, found in zip(disks, digests.found())
-    ]
+            }
+        entries.append(entry)
+    return entries

@@ -68,6 +68,8 @@ def _disks(about: Check, known: _Known) -> list[sums.Subject]:
             good = known.pieces(disk)
             path = about.folder / disk["file"]
             found.append(sums.Subject(path, disk["file_bytes"], chunk, good))
+        elif disk["file"] is None:
+            about.not_done.append(f"bytes of disk '{disk['match']}': it is not in the store")
         else:
             about.not_done.append(
                 f"bytes of disk '{disk['match']}': the snapshot is older than their checksums"

@@ -43,10 +43,13 @@ def check(about: Check) -> dict[str, Any]:
     disks = about.fields["disks"]
     for number, disk in enumerate(disks):
         about.tell("structure", 100.0 * number / len(disks))
+        if disk["file"] is None:
+            about.not_done.append(f"image of disk '{disk['match']}': it is not in the store")
+            continue
         images.check(about.folder / disk["file"], disk, tool)
         found += filesystems.check(about, disk, tool)
     return {
-        "images": len(disks),
+        "images": sum(disk["file"] is not None for disk in disks),
         "device_sections": len(sections),
         "file_systems": found,
         "seconds": round(time.monotonic() - begun, 3),

@@ -7,6 +7,7 @@ from __future__ import annotations
 import os
 import subprocess
 import tempfile
+import time
 from pathlib import Path
 from types import TracebackType
 
@@ -47,7 +48,16 @@ class FileSystem:
 
     def __exit__(self, kind: type[BaseException] | None, value: BaseException | None,
                  trace: TracebackType | None) -> None:
-        _run("umount", str(self.path))
+        # A process that was killed lets go of its files a moment after it is seen to be dead.
+        deadline = time.monotonic() + 10
+        while True:
+            try:
+                _run("umount", str(self.path))
+                break
+            except LabError:
+                if time.monotonic() > deadline:
+                    raise
+            time.sleep(0.1)
         self._remove()
 
     def _remove(self) -> None:

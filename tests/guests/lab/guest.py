@@ -62,7 +62,7 @@ class Guest(Console, Reach):
         Console.__init__(self, self.folder, len(self.options.disks))
         self.look_path = self.folder / "look"
         self.log = self.folder / "qemu.log"
-        self.disk_paths = [self.folder / f"disk{index}.{spec.format}"
+        self.disk_paths = [spec.path(self.folder, index)
                            for index, spec in enumerate(self.options.disks)]
         try:
             self._make_files()

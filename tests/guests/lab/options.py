@@ -17,6 +17,11 @@ class DiskSpec:
 
     mib: int = 64
     format: str = "raw"  # raw or qcow2
+    folder: str = ""  # where its image is; "" is the guest's own folder
+
+    def path(self, folder: Path, index: int) -> Path:
+        """The image of a guest's disk with that number."""
+        return Path(self.folder or folder) / f"disk{index}.{self.format}"
 
 
 @dataclass(frozen=True)
@@ -88,7 +93,7 @@ class Options:
                              f"logfile={folder}/serial.log,logappend=on",
                  "-serial", "chardev:serial"]
         for index, disk in enumerate(self.disks):
-            name, file = f"disk{index}", folder / f"disk{index}.{disk.format}"
+            name, file = f"disk{index}", disk.path(folder, index)
             if self.legacy_drives:
                 argv += ["-drive", f"if=none,id={name},file={file},format={disk.format}"]
             else:

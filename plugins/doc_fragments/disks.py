@@ -19,9 +19,11 @@ options:
         much as the guest overwrites later.
       - V(command) has O(disk_commands) make a copy, for storage that can do this itself, such as LVM, ZFS or Ceph. The copy lies
         outside of the store.
+      - V(internal) makes a snapshot inside the guest's own qcow2 image. It takes no room at first, is copied out for a clone, and
+        goes with the image. A restore in place replaces the image, and so is refused unless it is forced.
       - V(auto) is V(backup).
     type: str
-    choices: [auto, backup, command, reflink]
+    choices: [auto, backup, command, internal, reflink]
     default: auto
   disks:
     description:
@@ -37,7 +39,7 @@ options:
       scheme:
         description: As O(disk_scheme). V(none) leaves the disk out.
         type: str
-        choices: [auto, backup, command, reflink, none]
+        choices: [auto, backup, command, internal, reflink, none]
         default: auto
   disk_commands:
     description:

@@ -50,13 +50,15 @@ STORE = Option("store", "path", DEFAULT_STORE)
 URI = Option("uri", "str", "qemu:///system")
 STATE = Option("state", "str", "present", ("present", "absent"), role=False)
 
+_SCHEMES = ("auto", "backup", "command", "internal", "reflink")
+
 DISKS = Option(
     "disks",
     "list",
     elements="dict",
     suboptions=(
         Option("match", "str", required=True),
-        Option("scheme", "str", "auto", ("auto", "backup", "command", "reflink", "none")),
+        Option("scheme", "str", "auto", (*_SCHEMES, "none")),
     ),
 )
 
@@ -89,7 +91,7 @@ SNAPSHOT: tuple[Option, ...] = (
     Option("memory", "bool", True),
     Option("engine", "str", "auto", ("auto", "uffd", "qemu", "pause")),
     Option("allow_pause", "bool", False),
-    Option("disk_scheme", "str", "auto", ("auto", "backup", "command", "reflink")),
+    Option("disk_scheme", "str", "auto", _SCHEMES),
     DISKS,
     DISK_COMMANDS,
     Option("freeze", "str", "auto", ("auto", "required", "never")),

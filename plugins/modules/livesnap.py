@@ -390,7 +390,7 @@ snapshot:
           type: int
           sample: 201326592
         file:
-          description: Its image, below RV(snapshot.path). Null of scheme V(command), which keeps it elsewhere.
+          description: Its image, below RV(snapshot.path). Null of schemes V(command) and V(internal), which keep it elsewhere.
           type: str
           sample: disks/0-vda.qcow2
     restore_blockers:

@@ -173,3 +173,5 @@ def test_a_manifest_says_where_each_disk_is() -> None:
     assert not check([{**stored, "file": None}])
     assert not check([elsewhere])
     assert not check([{**elsewhere, **commands, "file": "disks/0-d.raw"}])
+    assert check([{**elsewhere, "scheme": "internal", "internal": "livesnap-1"}])
+    assert not check([{**elsewhere, "scheme": "internal"}])

@@ -117,7 +117,7 @@ def examine(
             }
             for node in qmp.execute("query-named-block-nodes", {"flat": True})
         ],
-        warnings=[*spec.warnings(), *taken.warnings],
+        warnings=[*spec.warnings(), *captured.warnings(selection.chosen), *taken.warnings],
     )
     space.check(store.root, plan.memory_estimate, sum(plan.disk_estimates.values()))
     plan.freeze_reason = no_freeze(spec, address, facts, qmp, touch)

@@ -55,6 +55,8 @@ def _begin(run: Run) -> None:
 
 def _discard(run: Run) -> None:
     if run.folder is not None:
+        # It may have to ask QEMU, which serves one client a socket.
+        run.qmp.close()
         outside.discard(run.folder)
         run.store.discard(run.folder)
         run.folder = None
@@ -67,7 +69,12 @@ def _targets(run: Run) -> None:
             preflight.subject(run.spec, run.process),
             run.prefix,
             run.place(),
-            {"id": run.id, "guest": run.spec.guest, "name": run.spec.name},
+            {
+                "id": run.id,
+                "guest": run.spec.guest,
+                "name": run.spec.name,
+                **run.address.noted(),
+            },
         )
         run.disks = CapturedDisks(making, chosen, run.plan.disk_estimates)
         run.disks.prepare(run.qmp)

@@ -45,6 +45,11 @@ def estimate(qmp: Connection, chosen: Chosen) -> dict[str, int]:
     return found
 
 
+def warnings(chosen: Chosen) -> list[str]:
+    """What has to be known of the schemes that were chosen. Pure."""
+    return [SCHEMES[name].WARNING for name in by_scheme(chosen) if SCHEMES[name].WARNING]
+
+
 class CapturedDisks:
     """The disks of one snapshot in the making. What is to be done in which order: see Scheme."""
 

@@ -12,7 +12,6 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
-import json
 import os
 import stat
 from typing import Any, Sequence
@@ -20,6 +19,7 @@ from typing import Any, Sequence
 from ansible_collections.livesnap.qemu.plugins.module_utils._connection.connection import (
     Connection,
 )
+from ansible_collections.livesnap.qemu.plugins.module_utils._disks import image_file
 from ansible_collections.livesnap.qemu.plugins.module_utils._disks.scheme import (
     Making,
     Scheme,
@@ -28,6 +28,7 @@ from ansible_collections.livesnap.qemu.plugins.module_utils._disks.scheme import
     entry,
 )
 from ansible_collections.livesnap.qemu.plugins.module_utils._errors import (
+    LivesnapError,
     RefusedError,
     StoreError,
 )
@@ -40,8 +41,6 @@ from ansible_collections.livesnap.qemu.plugins.module_utils._store.layout import
 _FICLONE = 0x40049409
 #: As stat(1) calls them.
 _FILE_SYSTEMS = ("xfs", "btrfs")
-#: Seconds that a look at a file system or an image may take.
-_LOOK_LIMIT = 20.0
 #: What FICLONE fails with where it cannot be done.
 _IMPOSSIBLE = (errno.EXDEV, errno.EOPNOTSUPP, errno.ENOTTY, errno.EINVAL, errno.ENOSYS)
 
@@ -204,7 +203,7 @@ def _why_not(subject: Subject, disk: Disk) -> str:
 
 
 def _file_system(path: str) -> str:
-    done = run_bounded(["stat", "-f", "-L", "-c", "%T", path], _LOOK_LIMIT)
+    done = run_bounded(["stat", "-f", "-L", "-c", "%T", path], image_file.LOOK_LIMIT)
     return done.text.strip() or "an unknown file system"
 
 
@@ -214,13 +213,10 @@ def _why_not_whole(path: str, disk: Disk, size: int) -> str:
         # QEMU counts in sectors.
         whole = -(-size // 512) * 512
         return "" if whole == disk.virtual_bytes else f"it is not all of '{disk.file}'"
-    argv = ["qemu-img", "info", "-U", "-f", "qcow2", "--output=json", path]
-    done = run_bounded(argv, _LOOK_LIMIT)
-    if done.problem or done.code != 0:
-        return f"'{disk.file}' cannot be read: {done.problem or done.words}"
-    about = json.loads(done.text)
+    try:
+        about = image_file.look(path, "qcow2")
+    except LivesnapError as err:
+        return err.msg
     if about.get("backing-filename"):
         return f"'{disk.file}' has a backing file, '{about['backing-filename']}'"
-    if about.get("format-specific", {}).get("data", {}).get("data-file"):
-        return f"'{disk.file}' has a data file of its own"
-    return f"'{disk.file}' is encrypted" if about.get("encrypted") else ""
+    return image_file.why_not_alone(disk.file, about)

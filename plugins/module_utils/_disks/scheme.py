@@ -37,7 +37,7 @@ class Subject:
 class Making:
     """A snapshot in the making. prefix: what all its names in QEMU begin with. folder: its own.
 
-    whose: id, guest and name, as its manifest will have them.
+    whose: id, guest and name, as its manifest will have them, and how the guest is reached.
     """
 
     subject: Subject
@@ -81,6 +81,8 @@ class Scheme(ABC):
     #: Whether what it captures lies elsewhere than in the snapshot's folder. Then entries() says
     #: what before the pause, and discard() and fetch() know how to get at it.
     OUTSIDE: ClassVar[bool] = False
+    #: What everybody who takes such a snapshot has to know.
+    WARNING: ClassVar[str] = ""
 
     def __init__(self, making: Making, shares: Sequence[Share]) -> None:
         """Touches nothing yet."""

@@ -6,8 +6,11 @@ from __future__ import annotations
 
 from ansible_collections.livesnap.qemu.plugins.module_utils._disks.backup import Backup
 from ansible_collections.livesnap.qemu.plugins.module_utils._disks.command import Command
+from ansible_collections.livesnap.qemu.plugins.module_utils._disks.internal import Internal
 from ansible_collections.livesnap.qemu.plugins.module_utils._disks.reflink import Reflink
 from ansible_collections.livesnap.qemu.plugins.module_utils._disks.scheme import Scheme
 
 #: Name of a scheme -> its class.
-SCHEMES: dict[str, type[Scheme]] = {each.NAME: each for each in (Backup, Command, Reflink)}
+SCHEMES: dict[str, type[Scheme]] = {
+    each.NAME: each for each in (Backup, Command, Internal, Reflink)
+}

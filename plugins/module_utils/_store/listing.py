@@ -31,7 +31,7 @@ RETURNED = (
     "schedule",
     "slot",
 )
-_ONLY_IN_MANIFEST = ("gpa", "ramblock", "checksums", "commands")
+_ONLY_IN_MANIFEST = ("gpa", "ramblock", "checksums", "commands", "internal")
 
 
 def describe(fields: Mapping[str, Any], state: Mapping[str, Any], path: str) -> dict[str, Any]:

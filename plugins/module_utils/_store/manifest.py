@@ -115,9 +115,9 @@ _MEMORY = _object(
     ramblock=_text,
 )
 #: How a disk may have been captured.
-SCHEMES = ("backup", "command", "reflink")
+SCHEMES = ("backup", "command", "internal", "reflink")
 #: Of these, what lies outside of the snapshot's folder, and has no file.
-OUTSIDE = ("command",)
+OUTSIDE = ("command", "internal")
 _COMMANDS = _object(key=_text, remove=_text, restore=_text)
 _FIELDS_OF_DISK = _object(
     match=_text,
@@ -140,6 +140,7 @@ def _disk(value: Any) -> bool:
         _FIELDS_OF_DISK(value)
         and (value["file"] is None) == (value["scheme"] in OUTSIDE)
         and (value["scheme"] != "command" or _COMMANDS(value.get("commands")))
+        and (value["scheme"] != "internal" or _text(value.get("internal")))
     )
 
 

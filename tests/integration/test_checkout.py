@@ -74,7 +74,7 @@ def test_the_commands_of_the_readme(
         )
         assert done.returncode == 0, f"{line}\n{done.stdout}"
         ran += 1
-    assert ran == 6
+    assert ran == 7
     # The last command of the README removes all but the store; other tests need a prepared host.
     prepared.playbook(local(), "livesnap.qemu.host", "-e", f"livesnap_store={store}").good()
     assert [

@@ -61,8 +61,8 @@ def make_guest() -> Iterator[Callable[..., Guest]]:
 
 @pytest.fixture(scope="module")
 def guest() -> Iterator[Guest]:
-    """A plain guest for a whole module; its tests leave it running, thawed and with its agent."""
-    with Guest() as running:
+    """A guest at its leisure for a whole module; its tests leave it running, thawed and with its agent."""
+    with Guest(rest=1) as running:
         yield running
 
 

@@ -9,12 +9,14 @@
  * and a rest that holds k - 1. A copy of RAM and disks for which that isn't so, isn't of one
  * instant. tests/guests/lab/oracle.py reads the same layout out of images.
  *
- * usage: witness [--mixed] [--calm MIB] MIB FILE...   count; a line of JSON on stdout each second
- *        witness --ask [reset]   ask the one that counts; reset begins a new longest pause
+ * usage: witness [--mixed] [--calm MIB] [--rest MS] MIB FILE...
+ *                                 count; a line of JSON on stdout each second
+ *        witness --ask [reset]    ask the one that counts; reset begins a new longest pause
  *
  * --mixed fills every other 16 pages with what cannot be compressed. --calm fills so much memory
  * more and leaves it alone. Both are for measuring, as is the meter: a page that the host may read
- * out of the guest's memory at any time, at the address that is printed as meter_gpa.
+ * out of the guest's memory at any time, at the address that is printed as meter_gpa. --rest lets
+ * it rest so long after each mebibyte, and leave the host's processors to others.
  */
 #define _GNU_SOURCE
 #include <errno.h>
@@ -84,6 +86,7 @@ static struct {
     uint64_t boot;
     size_t pages, disks, calm_pages;
     bool mixed;
+    struct timespec rest;
     struct record *buffer;
     struct meter *meter;
     uint64_t meter_gpa;
@@ -212,6 +215,8 @@ static void write_ram(uint64_t counter)
             atomic_fetch_add_explicit(&state.meter->written, PAGES_A_CLOCK, memory_order_relaxed);
             tick();
         }
+        if (state.rest.tv_nsec > 0 && i % (1048576 / PAGE) == 0)
+            nanosleep(&state.rest, NULL);
     }
     for (size_t n = 0; n < CHECKED_WHOLE && n < state.pages; n++) {
         size_t i = (counter * CHECKED_WHOLE + n) % state.pages;
@@ -441,14 +446,17 @@ int main(int argc, char **argv)
         } else if (strcmp(argv[1], "--calm") == 0 && argc > 2) {
             state.calm_pages = strtoul(argv[2], NULL, 10) * (1048576 / PAGE);
             argc--, argv++;
+        } else if (strcmp(argv[1], "--rest") == 0 && argc > 2) {
+            state.rest.tv_nsec = strtol(argv[2], NULL, 10) % 1000 * 1000000;
+            argc--, argv++;
         } else {
             argc = 0;
             break;
         }
     }
     if (argc < 2 || argc - 2 > MAX_DISKS) {
-        fprintf(stderr,
-                "usage: witness [--mixed] [--calm MIB] MIB FILE... | witness --ask [reset]\n");
+        fprintf(stderr, "usage: witness [--mixed] [--calm MIB] [--rest MS] MIB FILE... | "
+                        "witness --ask [reset]\n");
         return 2;
     }
     /* It takes all the time that there is: the guest's agent and console come first. */

@@ -32,7 +32,7 @@ ELSEWHERE = {
 @pytest.fixture(scope="module")
 def guest() -> Iterator[Guest]:
     """One guest for all of these."""
-    with Guest(memory=128) as running:
+    with Guest(memory=128, rest=1) as running:
         yield running
 
 

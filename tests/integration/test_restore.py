@@ -20,7 +20,7 @@ RESTORE = "livesnap.qemu.livesnap_restore"
 
 @pytest.fixture(scope="module")
 def guest() -> Iterator[Guest]:
-    with Guest(memory=128) as running:
+    with Guest(memory=128, rest=1) as running:
         yield running
 
 

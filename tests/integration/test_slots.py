@@ -20,7 +20,7 @@ PLAYBOOK = "livesnap.qemu.snapshot"
 @pytest.fixture(scope="module")
 def guest() -> Iterator[Guest]:
     """One guest for all of these."""
-    with Guest(memory=128) as running:
+    with Guest(memory=128, rest=1) as running:
         yield running
 
 

@@ -21,7 +21,7 @@ PLAYBOOK = "livesnap.qemu.verify"
 @pytest.fixture(scope="module")
 def guest() -> Iterator[Guest]:
     """One guest, which the inventory knows by two names."""
-    with Guest(memory=128) as running:
+    with Guest(memory=128, rest=1) as running:
         yield running
 
 

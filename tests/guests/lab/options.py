@@ -35,6 +35,7 @@ class Options:
     buffer: int = 0  # MiB of the witness' buffer; 0: half of the RAM that Linux has
     mixed: bool = False  # half of the buffer's pages cannot be compressed
     calm: int = 0  # MiB that the witness fills besides its buffer, and leaves alone
+    rest: int = 0  # ms, below 1000, that the witness rests after each MiB; 0: it never does
     cpus: int = 1
     machine: str = "pc"
     machine_options: str = ""  # such as "max-ram-below-4g=512M"
@@ -67,8 +68,10 @@ class Options:
             words.append(f"lab.mib={self.buffer}")
         if self.churn:
             words.append("lab.churn=1")
-        if self.mixed or self.calm:
-            witness = ["--mixed"] * self.mixed + ["--calm", str(self.calm)] * bool(self.calm)
+        witness = ["--mixed"] * self.mixed
+        for option, value in (("--calm", self.calm), ("--rest", self.rest)):
+            witness += [option, str(value)] * bool(value)
+        if witness:
             words.append(f"lab.witness={','.join(witness)}")
         return " ".join([*words, *self.kernel_arguments.split()])
 

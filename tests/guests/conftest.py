@@ -61,7 +61,7 @@ def make_guest() -> Iterator[Callable[..., Guest]]:
 
 @pytest.fixture(scope="module")
 def guest() -> Iterator[Guest]:
-    """A guest at its leisure for a whole module; its tests leave it running, thawed and with its agent."""
+    """A guest at leisure for a whole module; its tests leave it running, thawed, with its agent."""
     with Guest(rest=1) as running:
         yield running
 

@@ -213,7 +213,7 @@ def test_before_the_pause_nothing_is_removed(
     assert copies.said == [] and list(store.path.iterdir()) == []
 
 
-@pytest.mark.parametrize("step", ["protect", "sweep"])
+@pytest.mark.parametrize("step", ["arm", "sweep"])
 def test_the_owner_is_killed(step: str, pair: Guest, store: TestStore, copies: Copies) -> None:
     with fault(step, "KILL"), pytest.raises(LivesnapError):
         take(pair, store, copies.commands())

@@ -21,7 +21,7 @@ from ansible_collections.livesnap.qemu.plugins.module_utils._disks.internal impo
 from ansible_collections.livesnap.qemu.plugins.module_utils._errors import (
     LivesnapError,
 )
-from bracket_kit import fault, well
+from bracket_kit import fault, wait, well
 from lab import DiskSpec, Guest
 from taking import TestStore, helper, verdict
 
@@ -96,9 +96,11 @@ def test_a_failure_leaves_nothing(pair: Guest, store: TestStore) -> None:
 
 
 def test_the_owner_is_killed(pair: Guest, store: TestStore) -> None:
-    with fault("protect", "KILL"), pytest.raises(LivesnapError):
+    with fault("arm", "KILL"), pytest.raises(LivesnapError):
         store.take(pair, "one", disk_scheme="internal")
     assert [len(names) for names in inside(pair)] == [1, 1]
+    # It dies a moment after its socket was closed.
+    wait(lambda: _recover.plan_recovery(str(store.path), "pair"), 5)
     _recover.recover(str(store.path), "pair", helper())
     assert inside(pair) == [[], []] and list(store.path.iterdir()) == []
     well(pair)

@@ -17,8 +17,10 @@ from typing import NoReturn
 
 from ansible_collections.livesnap.qemu.plugins.module_utils import _scope
 from ansible_collections.livesnap.qemu.plugins.module_utils._clone.place import Place
+from ansible_collections.livesnap.qemu.plugins.module_utils._clone.standing import lock_key
 from ansible_collections.livesnap.qemu.plugins.module_utils._closing import Closing
 from ansible_collections.livesnap.qemu.plugins.module_utils._errors import LivesnapError
+from ansible_collections.livesnap.qemu.plugins.module_utils._store import locks
 
 #: How often removal is tried, and how long it is waited between. Seconds.
 _TRIES, _PAUSE = 20, 0.5
@@ -74,6 +76,8 @@ def _guard(place: Place, reader: int, limit: float) -> NoReturn:
             except LivesnapError:
                 time.sleep(_PAUSE)
             else:
+                # A drill that was killed while it made the clone has left its lock.
+                locks.forget(lock_key(place.guest, place.name))
                 break
     finally:
         os._exit(0)

@@ -7,6 +7,7 @@ from __future__ import annotations
 import importlib
 import os
 import shutil
+import subprocess
 import signal
 from collections.abc import Iterator
 from pathlib import Path
@@ -74,6 +75,23 @@ def test_livesnap(prepared: Controller, web1: Guest, store: Path) -> None:
     assert pinned["memory"]["compression"] == "zstd"
     assert disks["memory"] is None
     assert [disk["node"] for disk in disks["disks"]] == ["disk0"]
+
+
+def test_livesnap_by_another_scheme(prepared: Controller, web1: Guest, store: Path) -> None:
+    """It works where files can be cloned (tests/guests/test_reflink.py), and says why elsewhere."""
+    task = examples("modules", "livesnap")[3]
+    task[MODULE]["disks"][0]["match"] = "disk1"
+    probe = store / "probe"
+    cloned = ["cp", "--reflink=always", str(web1.disk_paths[1]), str(probe)]
+    can = subprocess.run(cloned, capture_output=True, check=False).returncode == 0
+    probe.unlink(missing_ok=True)
+    done = prepared.playbook(local(), play(task, **with_store(store)))
+    if can:
+        disks = done.good().one()["snapshot"]["disks"]
+        assert [disk["scheme"] for disk in disks] == ["backup", "reflink"]
+    else:
+        said = done.one()["msg"]
+        assert done.code == 2 and "'disk1' cannot be captured by scheme 'reflink'" in said, said
 
 
 def test_livesnap_info(prepared: Controller, web1: Guest, store: Path) -> None:
@@ -154,7 +172,7 @@ def test_livesnap_restore(prepared: Controller, web1: Guest, store: Path) -> Non
 
 
 def test_livesnap_removes_what_it_took(prepared: Controller, web1: Guest, store: Path) -> None:
-    task = examples("modules", "livesnap")[3]
+    task = examples("modules", "livesnap")[4]
     assert run(prepared, store, [task])[task["name"]]["changed"] is True
     assert not (store / "web1" / "before-upgrade").exists()
     assert run(prepared, store, [task])[task["name"]]["changed"] is False

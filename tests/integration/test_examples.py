@@ -7,8 +7,8 @@ from __future__ import annotations
 import importlib
 import os
 import shutil
-import subprocess
 import signal
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any

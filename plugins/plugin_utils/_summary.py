@@ -25,7 +25,9 @@ def outcome(result: Mapping[str, Any], guest: str) -> dict[str, Any]:
     found: dict[str, Any] = {"guest": str(guest), "outcome": "failed", "reason": ""}
     snapshot = result.get("snapshot")
     if result.get("skipped"):
-        return {**found, "outcome": "skipped", "reason": result.get("skip_reason") or OUTSIDE}
+        # Of a task that was skipped by its condition Ansible says that, and no more.
+        said = None if "false_condition" in result else result.get("skip_reason")
+        return {**found, "outcome": "skipped", "reason": said or OUTSIDE}
     if result.get("failed") or snapshot is None:
         found["reason"] = _reason(result)
         return found

@@ -34,6 +34,9 @@ def test_each_outcome() -> None:
     assert outcome(check, "web1")["outcome"] == "predicted"
     skipped = outcome({"skip_reason": "off", "snapshot": None, "skipped": True}, "web1")
     assert (skipped["outcome"], skipped["reason"]) == ("skipped", "off")
+    by_condition = {"skip_reason": "Conditional result was False", "false_condition": "x"}
+    skipped = outcome({**by_condition, "skipped": True}, "web1")
+    assert skipped["reason"] == "its turn came outside of the time window"
     assert outcome({"failed": True, "msg": "locked"}, "web1")["reason"] == "locked"
     assert outcome({"unreachable": True}, "web1")["outcome"] == "failed"
     late = outcome({"failed": True, "msg": "x", "timedout": {"period": 60}}, "web1")

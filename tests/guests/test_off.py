@@ -261,6 +261,8 @@ def test_an_image_that_is_in_use(domain: Domain, store: TestStore) -> None:
 def test_the_owner_dies(step: str, domain: Domain, store: TestStore) -> None:
     with fault(step, "KILL"), pytest.raises(LivesnapError, match="was killed"):
         store.take(domain, "one", **OFF)
+    # It dies a moment after its pipe was closed.
+    wait(lambda: _recover.plan_recovery(str(store.path), None), 5)
     said = as_module(lambda: _recover.recover(str(store.path), None, helper()))
     assert len(said) == 1 and "snapshot 'one' of guest 'resting'" in said[0]
     assert not list(store.path.glob("*/*")) and not list(RUN.glob("guest/*"))

@@ -33,7 +33,7 @@ BUILD = REPO / "build"
 LOGS = BUILD / "logs"
 # Seconds after which a linter, a program or a piece of pytest is ended and counted as failed, at
 # short size. Integration is one piece, and shares the machine with those of guests.
-LIMITS = {"lint": 900, "unit": 300, "native": 900, "guests": 900, "integration": 1500}
+LIMITS = {"lint": 900, "unit": 300, "native": 900, "guests": 1200, "integration": 2100}
 # Name -> (folder of the build, variables of make). Sanitized builds have the fault points too.
 VARIANTS = {
     "plain": ("plain", []),

@@ -91,7 +91,7 @@ def test_livesnap_by_another_scheme(prepared: Controller, web1: Guest, store: Pa
         assert [disk["scheme"] for disk in disks] == ["backup", "reflink"]
     else:
         said = done.one()["msg"]
-        assert done.code == 2 and "'disk1' cannot be captured by scheme 'reflink'" in said, said
+        assert done.code == 2 and "disk1' cannot be captured by scheme 'reflink'" in said, said
 
 
 def test_livesnap_info(prepared: Controller, web1: Guest, store: Path) -> None:

@@ -17,10 +17,11 @@ from ansible_collections.livesnap.qemu.plugins.module_utils._disks import captur
 from ansible_collections.livesnap.qemu.plugins.module_utils._disks.scheme import (
     Image,
     Making,
+    Outside,
     Scheme,
     Subject,
 )
-from ansible_collections.livesnap.qemu.plugins.module_utils._disks.table import SCHEMES
+from ansible_collections.livesnap.qemu.plugins.module_utils._disks.table import OUTSIDE, SCHEMES
 from ansible_collections.livesnap.qemu.plugins.module_utils._errors import LivesnapError
 from ansible_collections.livesnap.qemu.plugins.module_utils._guest.disks import Disk
 from ansible_collections.livesnap.qemu.plugins.module_utils._guest.process import QemuProcess
@@ -152,7 +153,8 @@ def test_options_and_manifest_know_the_schemes_of_the_table() -> None:
     assert set(default.choices) == {"auto", *SCHEMES}
     assert set(each.choices) == {"auto", "none", *SCHEMES}
     assert set(manifest.SCHEMES) == set(SCHEMES)
-    assert set(manifest.OUTSIDE) == {name for name, each in SCHEMES.items() if each.OUTSIDE}
+    assert set(manifest.OUTSIDE) == set(OUTSIDE)
+    assert set(OUTSIDE) == {n for n, each in SCHEMES.items() if issubclass(each, Outside)}
 
 
 def test_what_a_clone_reads_is_in_the_snapshots_folder() -> None:

@@ -11,6 +11,7 @@ from typing import Any, Callable, Optional
 
 from ansible_collections.livesnap.qemu.plugins.module_utils._clone import cmdline
 from ansible_collections.livesnap.qemu.plugins.module_utils._clone.argv import Props
+from ansible_collections.livesnap.qemu.plugins.module_utils._disks import outside
 from ansible_collections.livesnap.qemu.plugins.module_utils._disks.scheme import Image
 from ansible_collections.livesnap.qemu.plugins.module_utils._disks.table import SCHEMES
 from ansible_collections.livesnap.qemu.plugins.module_utils._errors import RefusedError
@@ -102,7 +103,7 @@ def from_manifest(folder: Path, fields: dict[str, Any]) -> Source:
             source=disk["source"]["file"],
             image=SCHEMES[disk["scheme"]].image(folder, disk),
             format=disk["format"],
-            fetch=functools.partial(SCHEMES[disk["scheme"]].fetch, fields, disk),
+            fetch=functools.partial(outside.fetch, fields, disk),
             bytes=disk["bytes"],
         )
         for disk in fields["disks"]

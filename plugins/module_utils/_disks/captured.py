@@ -12,6 +12,7 @@ from ansible_collections.livesnap.qemu.plugins.module_utils._connection.connecti
 from ansible_collections.livesnap.qemu.plugins.module_utils._disks import outside
 from ansible_collections.livesnap.qemu.plugins.module_utils._disks.scheme import (
     Making,
+    Outside,
     Scheme,
     Share,
     Subject,
@@ -68,7 +69,12 @@ class CapturedDisks:
         """Everything that can be done before the guest stands still."""
         for scheme in self._schemes:
             scheme.prepare(qmp)
-        entries = [entry for scheme in self._schemes for entry in scheme.entries()]
+        entries = [
+            entry
+            for scheme in self._schemes
+            if isinstance(scheme, Outside)
+            for entry in scheme.entries()
+        ]
         if entries:
             outside.note(self._making.folder, self._making.whose, entries)
 

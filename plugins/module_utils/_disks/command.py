@@ -20,7 +20,7 @@ from ansible_collections.livesnap.qemu.plugins.module_utils._connection.connecti
 )
 from ansible_collections.livesnap.qemu.plugins.module_utils._disks import image_file
 from ansible_collections.livesnap.qemu.plugins.module_utils._disks.scheme import (
-    Scheme,
+    Outside,
     Share,
     Subject,
     entry,
@@ -36,11 +36,10 @@ _REMOVE_LIMIT = 120.0
 _PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
 
-class Command(Scheme):
+class Command(Outside):
     """The copies of one snapshot that commands make."""
 
     NAME = "command"
-    OUTSIDE = True
 
     @classmethod
     def check(cls, subject: Subject, disks: Sequence[Disk]) -> None:
@@ -61,11 +60,6 @@ class Command(Scheme):
                     "command",
                 )
 
-    @classmethod
-    def estimate(cls, qmp: Connection, disks: Sequence[Disk]) -> dict[str, int]:
-        """Nothing in the store."""
-        return dict.fromkeys((disk.node for disk in disks), 0)
-
     def entries(self) -> list[dict[str, Any]]:
         """What the commands are told, and the commands that are wanted later."""
         return [self._entry(share) for share in self.shares]
@@ -81,9 +75,6 @@ class Command(Scheme):
             },
         }
 
-    def prepare(self, qmp: Connection) -> None:
-        """Nothing: all is left to the commands."""
-
     def commit(self, qmp: Connection, timeout: float) -> None:
         """Run `create` of each disk, all at the same time."""
         commands = self.making.subject.commands or {}
@@ -96,14 +87,6 @@ class Command(Scheme):
         with ThreadPoolExecutor(len(entries)) as pool:
             for done in [pool.submit(create, disk) for disk in entries]:
                 done.result()
-
-    def finish(self, qmp: Connection) -> list[dict[str, Any]]:
-        """As it was noted."""
-        return self.entries()
-
-    def undo(self, qmp: Connection) -> str:
-        """Nothing is in QEMU; what was made outside is discarded with the folder."""
-        return ""
 
     @classmethod
     def discard(cls, whose: Mapping[str, Any], entry: Mapping[str, Any]) -> None:

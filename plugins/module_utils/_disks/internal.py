@@ -16,7 +16,7 @@ from ansible_collections.livesnap.qemu.plugins.module_utils._connection.connecti
 )
 from ansible_collections.livesnap.qemu.plugins.module_utils._disks import image_file
 from ansible_collections.livesnap.qemu.plugins.module_utils._disks.scheme import (
-    Scheme,
+    Outside,
     Subject,
     entry,
 )
@@ -36,11 +36,10 @@ _REMOVE_LIMIT = 120.0
 _OFF = ("off", "missing", "refused")
 
 
-class Internal(Scheme):
+class Internal(Outside):
     """The snapshots inside images, of one snapshot."""
 
     NAME = "internal"
-    OUTSIDE = True
     WARNING = (
         "scheme 'internal' keeps disks of the snapshot inside the guest's own images: they do not"
         " survive these"
@@ -58,11 +57,6 @@ class Internal(Scheme):
                     "internal",
                 )
 
-    @classmethod
-    def estimate(cls, qmp: Connection, disks: Sequence[Disk]) -> dict[str, int]:
-        """Nothing in the store."""
-        return dict.fromkeys((disk.node for disk in disks), 0)
-
     def entries(self) -> list[dict[str, Any]]:
         """With the name that the snapshot has inside the image."""
         return [
@@ -73,9 +67,6 @@ class Internal(Scheme):
     @property
     def _name(self) -> str:
         return f"livesnap-{self.making.whose['id']}"
-
-    def prepare(self, qmp: Connection) -> None:
-        """Nothing: QEMU makes it of what is there."""
 
     def actions(self) -> list[dict[str, Any]]:
         """Made with all other disks, or none of them."""
@@ -89,14 +80,6 @@ class Internal(Scheme):
 
     def commit(self, qmp: Connection, timeout: float) -> None:
         """The transaction has done it all."""
-
-    def finish(self, qmp: Connection) -> list[dict[str, Any]]:
-        """As it was noted."""
-        return self.entries()
-
-    def undo(self, qmp: Connection) -> str:
-        """Nothing else is in QEMU; what is in the images is discarded with the folder."""
-        return ""
 
     @classmethod
     def discard(cls, whose: Mapping[str, Any], entry: Mapping[str, Any]) -> None:

@@ -13,7 +13,7 @@ import stat
 from pathlib import Path
 from typing import Any, Mapping, Sequence
 
-from ansible_collections.livesnap.qemu.plugins.module_utils._disks.table import SCHEMES
+from ansible_collections.livesnap.qemu.plugins.module_utils._disks.table import OUTSIDE
 from ansible_collections.livesnap.qemu.plugins.module_utils._errors import (
     LivesnapError,
     StoreError,
@@ -44,7 +44,7 @@ def discard(folder: Path) -> None:
     problems = []
     for disk in about["disks"]:
         try:
-            SCHEMES[disk["scheme"]].discard(about, disk)
+            OUTSIDE[disk["scheme"]].discard(about, disk)
         except LivesnapError as err:
             problems.append(err.msg)
     if problems:
@@ -56,6 +56,11 @@ def discard(folder: Path) -> None:
     forget(folder)
 
 
+def fetch(whose: Mapping[str, Any], entry: Mapping[str, Any], path: str, limit: float) -> None:
+    """Copy a disk of a manifest, which is outside, into an empty file. Seconds."""
+    OUTSIDE[entry["scheme"]].fetch(whose, entry, path, limit)
+
+
 def _read(path: Path) -> dict[str, Any]:
     """It has commands that are run, so nobody but us may have written it."""
     about = files.read_object(path)
@@ -64,7 +69,7 @@ def _read(path: Path) -> dict[str, Any]:
         raise StoreError(f"'{path}' could have been written by somebody else")
     disks = about.get("disks")
     known = isinstance(disks, list) and all(
-        isinstance(disk, dict) and isinstance(disk.get("scheme"), str) and disk["scheme"] in SCHEMES
+        isinstance(disk, dict) and isinstance(disk.get("scheme"), str) and disk["scheme"] in OUTSIDE
         for disk in disks
     )
     if not known or not all(isinstance(about.get(key), str) for key in _WHOSE):

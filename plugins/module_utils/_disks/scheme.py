@@ -78,9 +78,6 @@ class Scheme(ABC):
     """
 
     NAME: ClassVar[str]
-    #: Whether what it captures lies elsewhere than in the snapshot's folder. Then entries() says
-    #: what before the pause, and discard() and fetch() know how to get at it.
-    OUTSIDE: ClassVar[bool] = False
     #: What everybody who takes such a snapshot has to know.
     WARNING: ClassVar[str] = ""
 
@@ -123,26 +120,54 @@ class Scheme(ABC):
     def undo(self, qmp: Connection) -> str:
         """Take back what is outside of the snapshot's folder; '' or what went wrong."""
 
-    def entries(self) -> list[dict[str, Any]]:
-        """disks[] of the manifest, of what will lie outside of the snapshot's folder."""
-        return []
-
-    @classmethod
-    def discard(cls, whose: Mapping[str, Any], entry: Mapping[str, Any]) -> None:
-        """Remove what of a disk is outside; it may be half made, or not there at all."""
-        raise NotImplementedError
-
-    @classmethod
-    def fetch(
-        cls, whose: Mapping[str, Any], entry: Mapping[str, Any], path: str, limit: float
-    ) -> None:
-        """Copy a disk that is outside into an empty file, in the format of its entry. Seconds."""
-        raise NotImplementedError
-
     @classmethod
     def image(cls, folder: Path, entry: Mapping[str, Any]) -> Optional[Image]:
         """The file in the snapshot's folder that is read later; None if outside. Pure."""
-        return None if cls.OUTSIDE else Image(str(folder / entry["file"]), entry["format"])
+        return Image(str(folder / entry["file"]), entry["format"])
+
+
+class Outside(Scheme):
+    """What it captures lies elsewhere than in the snapshot's folder, and takes nothing there.
+
+    It is discarded with the folder, by what entries() said before the pause.
+    """
+
+    @classmethod
+    def estimate(cls, qmp: Connection, disks: Sequence[Disk]) -> dict[str, int]:
+        """Nothing in the store."""
+        return dict.fromkeys((disk.node for disk in disks), 0)
+
+    @abstractmethod
+    def entries(self) -> list[dict[str, Any]]:
+        """disks[] of the manifest, with all that is wanted later."""
+
+    def prepare(self, qmp: Connection) -> None:
+        """Nothing: it is made in the pause."""
+
+    def finish(self, qmp: Connection) -> list[dict[str, Any]]:
+        """As it was noted."""
+        return self.entries()
+
+    def undo(self, qmp: Connection) -> str:
+        """Nothing: QEMU has nothing of it."""
+        return ""
+
+    @classmethod
+    @abstractmethod
+    def discard(cls, whose: Mapping[str, Any], entry: Mapping[str, Any]) -> None:
+        """Remove what there is of a disk; it may be half made, or not there at all."""
+
+    @classmethod
+    @abstractmethod
+    def fetch(
+        cls, whose: Mapping[str, Any], entry: Mapping[str, Any], path: str, limit: float
+    ) -> None:
+        """Copy a disk into an empty file, in the format of its entry. Seconds."""
+
+    @classmethod
+    def image(cls, folder: Path, entry: Mapping[str, Any]) -> Optional[Image]:
+        """None. Pure."""
+        return None
 
 
 def entry(

@@ -8,9 +8,11 @@ from ansible_collections.livesnap.qemu.plugins.module_utils._disks.backup import
 from ansible_collections.livesnap.qemu.plugins.module_utils._disks.command import Command
 from ansible_collections.livesnap.qemu.plugins.module_utils._disks.internal import Internal
 from ansible_collections.livesnap.qemu.plugins.module_utils._disks.reflink import Reflink
-from ansible_collections.livesnap.qemu.plugins.module_utils._disks.scheme import Scheme
+from ansible_collections.livesnap.qemu.plugins.module_utils._disks.scheme import Outside, Scheme
 
 #: Name of a scheme -> its class.
 SCHEMES: dict[str, type[Scheme]] = {
     each.NAME: each for each in (Backup, Command, Internal, Reflink)
 }
+#: Those whose disks lie outside of the snapshot's folder.
+OUTSIDE: dict[str, type[Outside]] = {each.NAME: each for each in (Command, Internal)}

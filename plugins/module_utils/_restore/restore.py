@@ -18,7 +18,7 @@ from ansible_collections.livesnap.qemu.plugins.module_utils import _owner, _reco
 from ansible_collections.livesnap.qemu.plugins.module_utils._bracket import entry, faults, preflight
 from ansible_collections.livesnap.qemu.plugins.module_utils._bracket.link import Link
 from ansible_collections.livesnap.qemu.plugins.module_utils._bracket.spec import SnapshotSpec
-from ansible_collections.livesnap.qemu.plugins.module_utils._disks.table import SCHEMES
+from ansible_collections.livesnap.qemu.plugins.module_utils._disks import outside
 from ansible_collections.livesnap.qemu.plugins.module_utils._errors import (
     LivesnapError,
     RestoreError,
@@ -172,7 +172,7 @@ class _Restore:
         fields = self.plan.fields
         for each, disk in zip(self.plan.exchanges, fields["disks"]):
             self._still_wanted()
-            fetch = functools.partial(SCHEMES[disk["scheme"]].fetch, fields, disk)
+            fetch = functools.partial(outside.fetch, fields, disk)
             images.make(each, self.plan.qemu_img, fetch)
         self.plan.guest.prepare(self.plan.state)
         self._still_wanted()

@@ -72,7 +72,7 @@ def rewrite(folder: Path, **changes: Any) -> dict[str, Any]:
     """Gives it a manifest that speaks the truth about other files, or of another machine."""
     fields = manifest.decode((folder / "manifest.json").read_bytes())
     fields.update(changes)
-    with sums.of_disks(folder, [_sized(folder, each) for each in fields["disks"]], 1) as digests:
+    with sums.of_disks(folder, [_sized(folder, each) for each in fields["disks"]]) as digests:
         while not digests.finished():
             time.sleep(0.01)
         disks = [_sized(folder, each) for each in fields["disks"]]

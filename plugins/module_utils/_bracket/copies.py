@@ -33,8 +33,6 @@ _POLL, _POLL_LATER, _LATER = 0.25, 1.0, 2.0
 #: So many failures to connect in a row are the end, unless somebody else just holds the socket.
 #: libvirtd may be restarted meanwhile.
 _LOST = 60
-#: Threads that make checksums of copies.
-_THREADS = 2
 
 
 class Copies(Closing):
@@ -81,7 +79,7 @@ class Copies(Closing):
         if finished:
             self._run.timings["disk_copy_s"] = round(time.monotonic() - self._begun, 3)
             self._entries = disks.finish(qmp)
-            self._digests = sums.of_disks(self._run.place(), self._entries, _THREADS)
+            self._digests = sums.of_disks(self._run.place(), self._entries)
         if finished or (later and qmp.exclusive):
             qmp.close()
 

@@ -51,8 +51,6 @@ from ansible_collections.livesnap.qemu.plugins.module_utils._store.layout import
 
 #: Seconds between looks for a QEMU that was started, and between notes of progress.
 _POLL = 0.5
-#: Threads that make checksums of copies.
-_THREADS = 2
 
 
 def take(spec: SnapshotSpec, link: Link, store: Store, key: str) -> dict[str, Any]:
@@ -182,7 +180,7 @@ class _Run:
 
     def with_checksums(self, folder: Path, disks: list[dict[str, Any]]) -> list[dict[str, Any]]:
         """disks[] of the manifest with the checksums of the copies."""
-        with sums.of_disks(folder, disks, _THREADS) as digests:
+        with sums.of_disks(folder, disks) as digests:
             while not digests.finished():
                 self._check()
                 self._limit.left(1.0)

@@ -29,13 +29,37 @@ _POLL = 0.1
 STOPPED_LIMIT = 3.0
 
 
-class GuestLock(Closing):
-    """The lock of one guest, held until close() or the death of this process."""
+class Held(Closing):
+    """A file with a flock, until close() or the death of this process."""
 
     def __init__(self, path: Path, fd: int) -> None:
-        """Of a descriptor that has the flock: see acquire()."""
+        """Of a descriptor that has the flock: see try_lock()."""
         self.path = path
         self._fd = fd
+
+    def close(self) -> None:
+        """Let go; may be called again."""
+        if self._fd < 0:
+            return
+        # Unlinked while it is held: whoever waits on this file finds another one in its place.
+        for path in self._files():
+            with contextlib.suppress(OSError):
+                os.unlink(path)
+        os.close(self._fd)
+        self._fd = -1
+        self._tidy()
+
+    def _files(self) -> tuple[Path, ...]:
+        """What goes with it, in that order."""
+        return (self.path,)
+
+    def _tidy(self) -> None:
+        """After it has been let go."""
+        rundir.tidy_root()
+
+
+class GuestLock(Held):
+    """The lock of one guest."""
 
     @classmethod
     def acquire(
@@ -79,17 +103,8 @@ class GuestLock(Closing):
                 )
             time.sleep(_POLL)
 
-    def close(self) -> None:
-        """Let go; may be called again."""
-        if self._fd < 0:
-            return
-        # Unlinked while it is held: whoever waits on this file finds another one in its place.
-        for path in (self.path.with_name(self.path.name + ".json"), self.path):
-            with contextlib.suppress(OSError):
-                os.unlink(path)
-        os.close(self._fd)
-        self._fd = -1
-        rundir.tidy_root()
+    def _files(self) -> tuple[Path, ...]:
+        return (self.path.with_name(self.path.name + ".json"), self.path)
 
 
 def try_lock(path: Path) -> Optional[int]:

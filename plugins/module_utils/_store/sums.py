@@ -24,6 +24,8 @@ _LEAST = 16 << 20
 _MOST, _MOST_OF_ALL = 1024, 16384
 _READ = 1 << 20
 _NICE = 10
+#: Threads that read the copies of a snapshot in the making.
+_THREADS = 2
 
 
 def chunk_bytes(size: int, files: int) -> int:
@@ -151,7 +153,7 @@ def forget(path: Path) -> None:
             os.close(fd)
 
 
-def of_disks(folder: Path, disks: Sequence[Mapping[str, Any]], threads: int) -> Digests:
+def of_disks(folder: Path, disks: Sequence[Mapping[str, Any]]) -> Digests:
     """Of the images of a snapshot in the making; `added` makes `checksums` of them."""
     subjects = [
         Subject(
@@ -163,7 +165,7 @@ def of_disks(folder: Path, disks: Sequence[Mapping[str, Any]], threads: int) -> 
         for disk in disks
         if disk["file"] is not None
     ]
-    return Digests(subjects, threads)
+    return Digests(subjects, _THREADS)
 
 
 def added(disks: Sequence[Mapping[str, Any]], digests: Digests) -> list[dict[str, Any]]:

@@ -15,7 +15,6 @@ import time
 from pathlib import Path
 from typing import Callable, Optional
 
-from ansible_collections.livesnap.qemu.plugins.module_utils._closing import Closing
 from ansible_collections.livesnap.qemu.plugins.module_utils._errors import TimedOutError
 from ansible_collections.livesnap.qemu.plugins.module_utils._store import files, locks, rundir
 
@@ -23,26 +22,13 @@ _POLL = 0.2
 _NAME = "turn"
 
 
-class Turn(Closing):
-    """One of them, held until close() or the death of this process."""
+class Turn(locks.Held):
+    """One of them."""
 
-    def __init__(self, path: Path, fd: int) -> None:
-        """Of a descriptor that has the flock: see take()."""
-        self.path = path
-        self._fd = fd
-
-    def close(self) -> None:
-        """Let go; may be called again."""
-        if self._fd < 0:
-            return
-        # Unlinked while it is held: whoever waits for this file finds another one in its place.
-        with contextlib.suppress(OSError):
-            os.unlink(self.path)
-        os.close(self._fd)
-        self._fd = -1
+    def _tidy(self) -> None:
         with contextlib.suppress(OSError):
             os.rmdir(self.path.parent)
-        rundir.tidy_root()
+        super()._tidy()
 
 
 def of_host() -> Path:

@@ -18,6 +18,7 @@ for entry in (HERE, HERE.parent, HERE.parent / "guests"):
         sys.path.insert(0, str(entry))
 
 import footprint  # noqa: E402
+from lab import Guest  # noqa: E402
 from runs import LOCAL, REPO, VENV, Controller  # noqa: E402
 
 
@@ -90,3 +91,18 @@ def bare(prepared: Controller) -> Iterator[Controller]:
     prepared.playbook(LOCAL, "livesnap.qemu.host", *store, "-e", "host_state=absent").good()
     yield prepared
     prepared.playbook(LOCAL, "livesnap.qemu.host", *store).good()
+
+
+@pytest.fixture(scope="module")
+def guest() -> Iterator[Guest]:
+    """One guest for all tests of a file, by whatever names its inventories know it."""
+    with Guest(memory=128, rest=1) as running:
+        yield running
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Path:
+    """An empty one; one that only its owner may enter would keep the guest's user out."""
+    folder = tmp_path / "store"
+    folder.mkdir(mode=0o711)
+    return folder

@@ -7,7 +7,6 @@ from __future__ import annotations
 import re
 import shlex
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -27,13 +26,6 @@ ELSEWHERE = {
     "make demo": "test_demo",
     "make test": "what runs this",
 }
-
-
-@pytest.fixture(scope="module")
-def guest() -> Iterator[Guest]:
-    """One guest for all of these."""
-    with Guest(memory=128, rest=1) as running:
-        yield running
 
 
 def readme_commands() -> list[str]:

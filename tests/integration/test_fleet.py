@@ -8,11 +8,9 @@ import fcntl
 import json
 import re
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import pytest
 from guests import INFO, MODULE, entry, info
 from lab import Guest
 from runs import Controller, Run, local, play
@@ -20,20 +18,6 @@ from runs import Controller, Run, local, play
 PLAYBOOK = "livesnap.qemu.snapshot"
 METRICS = "livesnap.qemu.livesnap_metrics"
 SLOT = "20261123T0100Z"
-
-
-@pytest.fixture(scope="module")
-def guest() -> Iterator[Guest]:
-    """One guest for all of these."""
-    with Guest(memory=128, rest=1) as running:
-        yield running
-
-
-@pytest.fixture
-def store(tmp_path: Path) -> Path:
-    folder = tmp_path / "store"
-    folder.mkdir(mode=0o711)
-    return folder
 
 
 def take(

@@ -30,13 +30,6 @@ def guest() -> Iterator[Guest]:
         yield running
 
 
-@pytest.fixture
-def store(tmp_path: Path) -> Path:
-    folder = tmp_path / "store"
-    folder.mkdir(mode=0o711)
-    return folder
-
-
 def phase(guest: Guest) -> str:
     """What the owner of this guest's snapshot is at."""
     for path in RUN.glob(f"{guest.pid}-*/progress.json"):

@@ -5,7 +5,6 @@
 from __future__ import annotations
 
 import xml.etree.ElementTree as ET
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,13 +15,6 @@ from runs import Controller, Run, local, play
 from test_each_option import own, returned, undocumented
 
 PLAYBOOK = "livesnap.qemu.prune"
-
-
-@pytest.fixture(scope="module")
-def guest() -> Iterator[Guest]:
-    """One guest for all of these, which the inventory knows by two names."""
-    with Guest(memory=128, rest=1) as running:
-        yield running
 
 
 @pytest.fixture(scope="module")

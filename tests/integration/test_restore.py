@@ -6,22 +6,14 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Iterator
 from pathlib import Path
 
-import pytest
 from guests import entry, files, snapshot
 from lab import Guest
 from runs import Controller, local, play
 from test_each_option import own, returned, undocumented
 
 RESTORE = "livesnap.qemu.livesnap_restore"
-
-
-@pytest.fixture(scope="module")
-def guest() -> Iterator[Guest]:
-    with Guest(memory=128, rest=1) as running:
-        yield running
 
 
 def test_in_place(prepared: Controller, guest: Guest, tmp_path: Path) -> None:

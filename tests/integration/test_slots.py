@@ -4,32 +4,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import pytest
 from guests import INFO, MODULE, entry, files, info
 from lab import Guest
 from runs import Controller, Run, local, play
 from sshd import ordinary_user, sshd
 
 PLAYBOOK = "livesnap.qemu.snapshot"
-
-
-@pytest.fixture(scope="module")
-def guest() -> Iterator[Guest]:
-    """One guest for all of these."""
-    with Guest(memory=128, rest=1) as running:
-        yield running
-
-
-@pytest.fixture
-def store(tmp_path: Path) -> Path:
-    """A store that only its owner may enter would keep the guest's user out."""
-    folder = tmp_path / "store"
-    folder.mkdir(mode=0o711)
-    return folder
 
 
 def take(

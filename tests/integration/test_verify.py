@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,13 +15,6 @@ from lab import Guest
 from runs import Controller, Run, local, play
 
 PLAYBOOK = "livesnap.qemu.verify"
-
-
-@pytest.fixture(scope="module")
-def guest() -> Iterator[Guest]:
-    """One guest, which the inventory knows by two names."""
-    with Guest(memory=128, rest=1) as running:
-        yield running
 
 
 @pytest.fixture(scope="module")

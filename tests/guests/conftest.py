@@ -93,6 +93,14 @@ def make_domain(libvirtd: Libvirtd) -> Iterator[Callable[..., Domain]]:
         domain.stop()
 
 
+@pytest.fixture(scope="module")
+def shelf() -> Iterator[TestStore]:
+    """A store for a whole module."""
+    made = TestStore()
+    yield made
+    made.remove()
+
+
 @pytest.fixture
 def store() -> Iterator[TestStore]:
     """An empty store."""

@@ -42,13 +42,6 @@ def drilled() -> Iterator[Guest]:
 
 
 @pytest.fixture(scope="module")
-def shelf() -> Iterator[TestStore]:
-    made = TestStore()
-    yield made
-    made.remove()
-
-
-@pytest.fixture(scope="module")
 def flat(drilled: Guest, shelf: TestStore) -> Path:
     """RAM that a clone can map."""
     return folder_of(shelf.take(drilled, "flat", compression="none", freeze="never"))

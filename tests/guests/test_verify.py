@@ -45,13 +45,6 @@ def checked() -> Iterator[Guest]:
 
 
 @pytest.fixture(scope="module")
-def shelf() -> Iterator[TestStore]:
-    made = TestStore()
-    yield made
-    made.remove()
-
-
-@pytest.fixture(scope="module")
 def crash(checked: Guest, shelf: TestStore) -> Path:
     """Not frozen: the disks are as after a power cut."""
     return folder_of(shelf.take(checked, "crash", freeze="never"))

@@ -107,6 +107,7 @@ SNAPSHOT: tuple[Option, ...] = (
     Option("staging", "str", "auto"),
     Option("workers", "int", 0),
     Option("bandwidth", "bytes", 0),
+    Option("reserve", "str", "0"),
     Option("ksm", "str", "pause", ("pause", "refuse")),
     Option("before", "list", elements="dict", suboptions=_HOOK),
     Option("after", "list", elements="dict", suboptions=_HOOK),

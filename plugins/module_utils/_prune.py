@@ -213,7 +213,7 @@ class _Run:
         for key, each in self.decisions.items():
             if each.decision == REMOVE:
                 folder = self.store.snapshot(each.snapshot.guest, each.snapshot.name)
-                self.freed[key] = space.taken_bytes(folder)
+                self.freed[key] = space.held(folder).own
 
     def remove(self, each: Snapshot, apply: bool) -> None:
         """Remove one, if nothing spared it meanwhile."""

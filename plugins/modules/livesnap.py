@@ -101,6 +101,12 @@ options:
         do not freeze (O(freeze=never)).
     type: bytes
     default: 0
+  reserve:
+    description:
+      - What has to stay free of the store's file system, a size such as V(20G), or a part of it such as V(5%).
+      - It is looked at beforehand, for the most that the snapshot can take. One that leaves less is refused, and nothing is touched.
+    type: str
+    default: '0'
   ksm:
     description:
       - What is done where the host merges equal pages of guests (KSM), which would undo the protection of RAM. V(pause) stops

@@ -69,6 +69,19 @@ snapshots:
       type: list
       elements: dict
       sample: [{"level": "structure", "result": "passed", "when": "2026-11-23T03:00:41.250000Z", "version": "0.1.0", "evidence": {}}]
+    own_bytes:
+      description:
+        - What the snapshot takes of the store's file system for itself, in bytes. Its removal gives that back. Null while it is in
+          the making.
+        - Copies that scheme V(command) or V(internal) made elsewhere are not counted.
+      type: int
+      sample: 67190784
+    shared_bytes:
+      description: >-
+        What others have as well, in bytes. Images that scheme V(reflink) cloned share their blocks with the guest's until the guest writes
+        to these; then they become the snapshot's own. Null while it is in the making.
+      type: int
+      sample: 0
     problem:
       description: Why the snapshot can't be used. Null when it can.
       type: str

@@ -29,6 +29,8 @@ from ansible_collections.livesnap.qemu.plugins.module_utils._bracket.api import 
 from ansible_collections.livesnap.qemu.plugins.module_utils._clone import clone as cloning
 from ansible_collections.livesnap.qemu.plugins.module_utils._clone.plain import plain_restore
 from ansible_collections.livesnap.qemu.plugins.module_utils._errors import LivesnapError
+from ansible_collections.livesnap.qemu.plugins.module_utils._options import argument_spec
+from ansible_collections.livesnap.qemu.plugins.module_utils._prune import PruneRequest, prune
 from ansible_collections.livesnap.qemu.plugins.module_utils._restore.plan import RestoreRequest
 from ansible_collections.livesnap.qemu.plugins.module_utils._restore.restore import restore
 from bracket_kit import living
@@ -93,6 +95,13 @@ class TestStore:
             while living(pid):
                 assert time.monotonic() < deadline, "the guest's QEMU is still there"
                 time.sleep(0.05)
+
+    def prune(self, apply: bool = True, **options: Any) -> dict[str, Any]:
+        """Removes what no rule keeps, as module livesnap_prune does with these options."""
+        spec = argument_spec("livesnap_prune")
+        params = {name: about.get("default") for name, about in spec.items()}
+        given = {**params, "store": str(self.path), "_livesnap_helper": helper(), **options}
+        return prune(PruneRequest.of(given), apply)
 
     def forget(self) -> None:
         """Everything in it goes, the store stays."""

@@ -141,6 +141,14 @@ def test_store_too_full(place: Place, tmp_path: Path) -> None:
     with mounted(tmp_path / "small", "64m") as folder:
         refused(place, "is too full: the snapshot may take .* free are", store=str(folder))
         assert list(folder.iterdir()) == []
+    with mounted(tmp_path / "large", "4g") as folder:
+        refused(
+            place,
+            r"free are .* GiB, and 3\.\d+ GiB are to stay free \(reserve '95%'\)",
+            store=str(folder),
+            reserve="95%",
+        )
+        assert list(folder.iterdir()) == []
 
 
 def test_folder_of_another_guest(place: Place, make_guest: Callable[..., Guest]) -> None:

@@ -20,6 +20,7 @@ from ansible_collections.livesnap.qemu.plugins.module_utils._errors import (
 )
 from ansible_collections.livesnap.qemu.plugins.module_utils._guest.disks import Disk
 from ansible_collections.livesnap.qemu.plugins.module_utils._guest.process import QemuProcess
+from ansible_collections.livesnap.qemu.plugins.module_utils._store.listing import list_snapshots
 from lab import DiskSpec, FileSystem, Guest
 from taking import TestStore, folder_of, images_of, verdict
 
@@ -49,11 +50,18 @@ def here(xfs: Path) -> Iterator[TestStore]:
     made.remove()
 
 
-def shared(image: Path) -> bool:
-    """Whether a file has extents that another one has as well."""
-    done = subprocess.run(["filefrag", "-v", str(image)], capture_output=True, text=True,
-                          check=True, timeout=60)
-    return "shared" in done.stdout
+def shared(image: Path) -> int:
+    """Bytes of a file's extents that another one has as well, as filefrag counts them."""
+    lines = subprocess.run(["filefrag", "-b1", "-v", str(image)], capture_output=True, text=True,
+                           check=True, timeout=60).stdout.splitlines()
+    # "0: 0.. 4095: 135168.. 139263: 4096: shared,eof"
+    return sum(int(line.split(":")[3]) for line in lines if "shared" in line)
+
+
+def held(store: TestStore) -> dict[str, tuple[int, int]]:
+    """Name -> (own_bytes, shared_bytes) of each snapshot, as livesnap_info tells them."""
+    return {each["name"]: (each["own_bytes"], each["shared_bytes"])
+            for each in list_snapshots(str(store.path))}
 
 
 def test_one_instant(pair: Guest, here: TestStore, rounds: Callable[[int, int], int]) -> None:
@@ -100,6 +108,27 @@ def test_goes_back_in_place(make_guest: Callable[..., Guest], xfs: Path, here: T
     with here.gone_back(guest, "one") as back:
         assert back.counts()["boot"] == first["boot"]
         assert verdict(guest, result, pages) == ""
+
+
+def test_what_is_shared_is_told(pair: Guest, here: TestStore) -> None:
+    def write(*more: str) -> None:
+        with pair.agent() as agent:
+            agent.run("/bin/dd", "if=/dev/urandom", "of=/mnt/disk0/more", "bs=1M", "count=8", *more)
+            agent.run("/bin/sync")
+        os.sync()
+
+    write()
+    result = here.take(pair, "one", disk_scheme="reflink", memory=False)
+    own, theirs = held(here)["one"]
+    assert theirs == sum(map(shared, images_of(result))) > 8 << 20
+    write("conv=notrunc")
+    # What the guest wrote over is the snapshot's own now.
+    mine, left = held(here)["one"]
+    assert mine >= own + (8 << 20) and mine + left == own + theirs
+    here.take(pair, "two", disk_scheme="reflink", memory=False)
+    freed = here.prune(guest="pair", keep_last=1)["freed_bytes"]
+    assert mine <= freed < mine + left
+    assert held(here).keys() == {"two"}
 
 
 def test_a_failure_leaves_nothing(pair: Guest, here: TestStore) -> None:

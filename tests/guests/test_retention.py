@@ -14,21 +14,11 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from ansible_collections.livesnap.qemu.plugins.module_utils import _prune
-from ansible_collections.livesnap.qemu.plugins.module_utils._options import argument_spec
 from ansible_collections.livesnap.qemu.plugins.module_utils._store import listing
 from ansible_collections.livesnap.qemu.plugins.module_utils._store.layout import Store
 from dying import die_at
 from lab import Guest
 from taking import TestStore, as_module, folder_of, helper, verdict
-
-
-def prune(store: TestStore, apply: bool = True, **options: Any) -> dict[str, Any]:
-    """What module livesnap_prune does with these options."""
-    spec = argument_spec("livesnap_prune")
-    params = {name: about.get("default") for name, about in spec.items()}
-    given = {**params, "store": str(store.path), "_livesnap_helper": helper(), **options}
-    return _prune.prune(_prune.PruneRequest.of(given), apply)
 
 
 def decided(result: dict[str, Any]) -> dict[str, str]:
@@ -40,7 +30,7 @@ def names(store: TestStore, guest: Guest) -> list[str]:
 
 
 def test_what_is_kept_restores_and_verifies(store: TestStore) -> None:
-    with Guest(name="pruned", memory=192) as guest:
+    with Guest(name="pruned", memory=192, rest=0) as guest:
         pages = guest.witness()["pages"]
         taken = {
             "first": store.take(guest, "first", freeze="never"),
@@ -68,8 +58,8 @@ def test_what_is_kept_restores_and_verifies(store: TestStore) -> None:
             assert time.monotonic() < end and making.is_alive()
             time.sleep(0.05)
         policy: dict[str, Any] = {"keep_last": 1, "keep_labels": ["audit"]}
-        predicted = prune(store, apply=False, **policy)
-        done = prune(store, **policy)
+        predicted = store.prune(apply=False, **policy)
+        done = store.prune(**policy)
         assert making.is_alive(), "it was to be in the making during all of this"
         assert (
             decided(done)
@@ -101,17 +91,17 @@ def test_what_is_kept_restores_and_verifies(store: TestStore) -> None:
             with store.clone(guest, name) as clone:
                 assert clone.counts()["boot"] == boot
                 # What it stands on stays, whatever the policy says.
-                held = prune(store, keep_labels=["none"], allow_empty=True, apply=False)
+                held = store.prune(keep_labels=["none"], allow_empty=True, apply=False)
                 assert decided(held)[name] == "keep"
         guest.counts()
         guest.shut_down()
-        off = prune(store, keep_last=1)
+        off = store.prune(keep_last=1)
         assert off["gone"] == []
         assert names(store, guest) == ["last", "pinned", "torn"]
-    gone = prune(store, keep_labels=["none"], allow_empty=True)
+    gone = store.prune(keep_labels=["none"], allow_empty=True)
     assert [each["guest"] for each in gone["gone"]] == ["pruned"]
     assert names(store, guest) == ["last", "pinned", "torn"]
-    prune(store, keep_labels=["none"], allow_empty=True, gone="prune")
+    store.prune(keep_labels=["none"], allow_empty=True, gone="prune")
     assert names(store, guest) == ["pinned", "torn"]
 
 
@@ -121,7 +111,7 @@ def killed_at(store: TestStore, step: int, **policy: Any) -> bool:
     if child == 0:
         try:
             die_at(step)
-            prune(store, **policy)
+            store.prune(**policy)
             os._exit(0)
         finally:
             os._exit(1)
@@ -145,12 +135,12 @@ def test_killed_at_every_step_the_next_run_finishes(
         try:
             step, recovered = 0, []
             while killed_at(store, step, keep_last=2):
-                done = prune(store, keep_last=2)
+                done = store.prune(keep_last=2)
                 recovered += done["recovered"]
                 assert Store(str(store.path)).entries("killed") == (["kept", "new"], []), step
                 for name in ("kept", "new"):
                     assert listing.look(Store(str(store.path)), "killed", name)["problem"] is None
-                assert prune(store, keep_last=2)["changed"] is False
+                assert store.prune(keep_last=2)["changed"] is False
                 for name in ("old", "older"):
                     shutil.copytree(aside / name, place / name, copy_function=os.link)
                 step += rounds(2, 1)
@@ -174,12 +164,12 @@ def test_a_domain_is_gone_when_it_is_undefined(store: TestStore, make_domain: An
     for name in ("one", "two"):
         as_module(functools.partial(store.take, domain, name, freeze="never"))
     policy: dict[str, Any] = {"keep_last": 1}
-    assert as_module(lambda: prune(store, apply=False, **policy))["gone"] == []
+    assert as_module(lambda: store.prune(apply=False, **policy))["gone"] == []
     domain.shut_down()
-    assert as_module(lambda: prune(store, apply=False, **policy))["gone"] == []
+    assert as_module(lambda: store.prune(apply=False, **policy))["gone"] == []
     domain.stop()
-    left = as_module(lambda: prune(store, **policy))
+    left = as_module(lambda: store.prune(**policy))
     assert f"no domain '{domain.uuid}'" in left["gone"][0]["why"]
     assert decided(left) == {"two": "keep", "one": "keep"}
-    done = as_module(lambda: prune(store, gone="prune", **policy))
+    done = as_module(lambda: store.prune(gone="prune", **policy))
     assert decided(done) == {"two": "keep", "one": "remove"}

@@ -28,7 +28,7 @@ TYPES: dict[str, Any] = {
 @pytest.fixture(scope="module")
 def guest() -> Iterator[Guest]:
     """With two disks, so that they can be told apart."""
-    with Guest(memory=128, rest=1, disks=(DiskSpec(64), DiskSpec(64))) as running:
+    with Guest(memory=128, disks=(DiskSpec(64), DiskSpec(64))) as running:
         yield running
 
 
@@ -50,11 +50,16 @@ def whole(prepared: Controller, guest: Guest, store: Path) -> dict[str, Any]:
     ).good().one()  # fmt: skip
 
 
+def asked(guest: Guest, where: Path, name: str, **options: Any) -> dict[str, Any]:
+    """The arguments of module livesnap; `instead` are those that take the place of usual ones."""
+    given = {**entry(guest, "web1"), "guest": "web1", "store": str(where), "name": name}
+    return {**given, **options.pop("instead", {}), **options}
+
+
 def take(
     controller: Controller, guest: Guest, where: Path, name: str, *more: str, **options: Any
 ) -> Run:
-    given = {**entry(guest, "web1"), "guest": "web1", "store": str(where), "name": name}
-    given.update(options.pop("instead", {}), **options)
+    given = asked(guest, where, name, **options)
     return controller.playbook(local(), play({"name": "Snapshot", MODULE: given}), *more)
 
 
@@ -229,8 +234,9 @@ def test_lock_timeout_is_how_long_another_run_is_waited_for(
     lock.unlink(missing_ok=True)
 
 
-@pytest.mark.parametrize(("option", "value", "word"), [
+IMPOSSIBLE: list[tuple[str, Any, str]] = [
     ("staging", "much", "staging 'much'"),
+    ("reserve", "101%", "reserve '101%'"),
     ("workers", -1, "workers '-1'"),
     ("engine", "magic", "magic"),
     ("disk_scheme", "overlay", "overlay"),
@@ -240,14 +246,23 @@ def test_lock_timeout_is_how_long_another_run_is_waited_for(
     ("store", "/nowhere/store", "/nowhere/store"),
     ("guest", "a/b", "a/b"),
     ("name", "x.partial", "x.partial"),
-])  # fmt: skip
-def test_values_that_cannot_be_are_quoted(
-    prepared: Controller, guest: Guest, store: Path, option: str, value: Any, word: str
-) -> None:
+]
+
+
+def test_values_that_cannot_be_are_quoted(prepared: Controller, guest: Guest, store: Path) -> None:
     before = files(store)
-    run = take(prepared, guest, store, "wrong", freeze="required", instead={option: value})
-    assert run.code != 0
-    assert word in run.one()["msg"]
+    tasks = [
+        {
+            "name": f"Give {option} a value that it cannot have",
+            MODULE: asked(guest, store, "wrong", freeze="required", instead={option: value}),
+            "ignore_errors": True,
+        }
+        for option, value, _word in IMPOSSIBLE
+    ]
+    results = prepared.playbook(local(), play(*tasks)).of(MODULE)
+    assert len(results) == len(IMPOSSIBLE)
+    for result, (option, _value, word) in zip(results, IMPOSSIBLE, strict=True):
+        assert result["_outcome"] == "failed" and word in result["msg"], (option, result["msg"])
     assert files(store) == before
 
 

@@ -80,7 +80,7 @@ def plan(spec: SnapshotSpec) -> OffPlan:
         size, allocated = resting.measure(disk.file, disk.format)
         chosen.append((replace(disk, virtual_bytes=size), scheme))
         estimates[disk.node] = space.qcow2_bytes(allocated, size)
-    space.check(store.root, 0, sum(estimates.values()))
+    space.check(store.root, 0, sum(estimates.values()), spec.reserve)
     return OffPlan(guest, Selection(chosen, selection.excluded), estimates)
 
 

@@ -119,7 +119,9 @@ def examine(
         ],
         warnings=[*spec.warnings(), *captured.warnings(selection.chosen), *taken.warnings],
     )
-    space.check(store.root, plan.memory_estimate, sum(plan.disk_estimates.values()))
+    space.check(
+        store.root, plan.memory_estimate, sum(plan.disk_estimates.values()), spec.reserve
+    )
     plan.freeze_reason = no_freeze(spec, address, facts, qmp, touch)
     plan.freeze = plan.freeze_reason is None
     if spec.freeze == "required" and not plan.freeze:

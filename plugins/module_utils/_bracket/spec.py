@@ -14,7 +14,7 @@ from ansible_collections.livesnap.qemu.plugins.module_utils._guest.address impor
     DomainAddress,
     SocketAddress,
 )
-from ansible_collections.livesnap.qemu.plugins.module_utils._store import names
+from ansible_collections.livesnap.qemu.plugins.module_utils._store import names, space
 from ansible_collections.livesnap.qemu.plugins.module_utils._units import parse_size
 
 #: Above this Windows' VSS gives up on a freeze.
@@ -54,6 +54,8 @@ class SnapshotSpec:
     workers: int = 0
     #: bytes per second; 0 is unlimited
     bandwidth: int = 0
+    #: see _store.space.reserved
+    reserve: str = "0"
     ksm: str = "pause"
     #: see _hooks
     before: Optional[list[dict[str, Any]]] = None
@@ -92,6 +94,7 @@ class SnapshotSpec:
         """Everything that can be judged without looking at guest or store."""
         names.check(self.guest, "guest")
         names.check(self.name, "name")
+        space.reserved(self.reserve, 0)
         if not self.store.startswith("/"):
             raise LivesnapError(f"store '{self.store}' is not an absolute path")
         if self.qmp_socket is None and self.agent_socket is not None:

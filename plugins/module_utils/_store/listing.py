@@ -10,6 +10,7 @@ from ansible_collections.livesnap.qemu.plugins.module_utils._errors import Lives
 from ansible_collections.livesnap.qemu.plugins.module_utils._store import (
     manifest,
     rundir,
+    space,
     status,
 )
 from ansible_collections.livesnap.qemu.plugins.module_utils._store.layout import Store
@@ -99,23 +100,29 @@ def in_progress(store: Store, guest: str, name: str) -> Optional[dict[str, Any]]
 def look_unfinished(store: Store, guest: str, name: str) -> dict[str, Any]:
     """One that is in the making, or was when the run that made it ended."""
     found = _empty(guest, name, str(store.partial(guest, name)))
-    found["pinned"] = False
+    found.update(pinned=False, own_bytes=None, shared_bytes=None)
     found["in_progress"] = in_progress(store, guest, name)
     if found["in_progress"] is None:
         found["problem"] = "left behind by a run that ended; livesnap_recover removes it"
     return found
 
 
+def _sized(store: Store, found: dict[str, Any]) -> dict[str, Any]:
+    held = space.held(store.snapshot(found["guest"], found["name"]))
+    return {**found, "own_bytes": held.own, "shared_bytes": held.shared}
+
+
 def list_snapshots(store: str, guest: Optional[str] = None) -> list[dict[str, Any]]:
     """All snapshots of a store, or of one guest, newest first (docs/manifest.md).
 
     One that is in the making has `in_progress`; one whose manifest fails its check has `problem`.
+    own_bytes and shared_bytes are as in space.Held; null of one that is in the making.
     """
     place = Store(store)
     found = []
     for name in [guest] if guest is not None else place.guests():
         whole, making = place.entries(name)
-        found += [look(place, name, each) for each in whole]
+        found += [_sized(place, look(place, name, each)) for each in whole]
         found += [look_unfinished(place, name, each) for each in making]
     # What has no time yet is newest.
     return sorted(

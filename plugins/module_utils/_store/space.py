@@ -6,13 +6,22 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
+import stat
+from dataclasses import dataclass
 from pathlib import Path
 
-from ansible_collections.livesnap.qemu.plugins.module_utils._errors import RefusedError
-from ansible_collections.livesnap.qemu.plugins.module_utils._units import format_size
+from ansible_collections.livesnap.qemu.plugins.module_utils._errors import (
+    LivesnapError,
+    RefusedError,
+)
+from ansible_collections.livesnap.qemu.plugins.module_utils._store import extents
+from ansible_collections.livesnap.qemu.plugins.module_utils._units import format_size, parse_size
 
 #: Left free besides: manifest, device state, metadata of the file system.
 SLACK = 32 << 20
+
+_PERCENT = re.compile(r"\s*(\d+(?:\.\d+)?)\s*%\s*")
 
 
 def qcow2_bytes(allocated: int, virtual: int) -> int:
@@ -33,24 +42,57 @@ def free_bytes(folder: Path) -> int:
     return info.f_bavail * info.f_frsize
 
 
-def taken_bytes(folder: Path) -> int:
-    """What the files of a folder take of the file system; those that vanish meanwhile take none."""
-    total = 0
+@dataclass(frozen=True)
+class Held:
+    """What the files of a folder take of the file system, bytes.
+
+    own: what their removal gives back. shared: what other files have as well, the guest's images
+    above all, until these are written to.
+    """
+
+    own: int
+    shared: int
+
+
+def held(folder: Path) -> Held:
+    """What the files of a folder take; those that vanish meanwhile take nothing."""
+    own = shared = 0
     for root, _folders, others in os.walk(folder):
         for name in others:
+            path = os.path.join(root, name)
             with contextlib.suppress(FileNotFoundError):
-                total += os.lstat(os.path.join(root, name)).st_blocks * 512
-    return total
+                about = os.lstat(path)
+                theirs = extents.shared_bytes(path) if stat.S_ISREG(about.st_mode) else 0
+                taken = about.st_blocks * 512
+                shared += min(theirs, taken)
+                own += max(taken - theirs, 0)
+    return Held(own, shared)
 
 
-def check(folder: Path, memory: int, disks: int) -> None:
-    """Refuse when the largest that the snapshot can become does not fit."""
-    need, free = memory + disks + SLACK, free_bytes(folder)
-    if need > free:
+def reserved(reserve: str, total: int) -> int:
+    """Bytes to be left free of a file system of `total`: '20G', or '5%' of it. Pure.
+
+    Raises LivesnapError, the text quoted.
+    """
+    percent = _PERCENT.fullmatch(reserve)
+    if percent is None:
+        return parse_size(reserve, what="reserve")
+    if float(percent.group(1)) > 100:
+        raise LivesnapError(f"reserve '{reserve}' is more than all of the file system")
+    return int(total * float(percent.group(1)) / 100)
+
+
+def check(folder: Path, memory: int, disks: int, reserve: str) -> None:
+    """Refuse when the largest that the snapshot can become leaves less than the reserve."""
+    info = os.statvfs(folder)
+    keep = reserved(reserve, info.f_blocks * info.f_frsize)
+    need, free = memory + disks + SLACK, info.f_bavail * info.f_frsize
+    if need + keep > free:
+        kept = f", and {format_size(keep)} are to stay free (reserve '{reserve}')" if keep else ""
         raise RefusedError(
             f"store '{folder}' is too full: the snapshot may take {format_size(need)}"
             f" (RAM {format_size(memory)}, disks {format_size(disks)}), free are"
-            f" {format_size(free)}",
+            f" {format_size(free)}{kept}",
             "remove snapshots, or enlarge the store's file system",
             "store_full",
         )

@@ -73,7 +73,7 @@ def run_case(case: Case, rounds: int) -> dict[str, Any]:
     store = TestStore()
     found: report.Rounds = {report.PEER: [], **{name: [] for name in case.variants}}
     try:
-        with Guest(**case.guest) as guest:
+        with Guest(rest=0, **case.guest) as guest:
             meter = Meter(guest)
             rate = None if case.pause_only else store_rate(store.path)
             for number in range(rounds):

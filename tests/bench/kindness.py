@@ -104,7 +104,7 @@ def stall(rounds: int) -> dict[str, Any]:
     plain, stalled = [], []
     with (
         _store_that_can_stall() as store,
-        Guest(memory=1024, buffer=16, calm=640, mixed=True, disks=()) as guest,
+        Guest(memory=1024, buffer=16, rest=0, calm=640, mixed=True, disks=()) as guest,
     ):
         meter = Meter(guest)
         for _round in range(rounds):
@@ -153,7 +153,7 @@ def abort(rounds: int) -> dict[str, Any]:
     memory = 4096
     with (
         tempfile.TemporaryDirectory(prefix="livesnap-abort-", dir="/var/tmp") as folder,
-        Guest(memory=memory, buffer=2861, mixed=True, disks=(), thp=False) as guest,
+        Guest(memory=memory, buffer=2861, rest=0, mixed=True, disks=(), thp=False) as guest,
     ):
         meter = Meter(guest)
         for after in (0.0, 0.2, 0.5):

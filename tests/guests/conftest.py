@@ -61,8 +61,8 @@ def make_guest() -> Iterator[Callable[..., Guest]]:
 
 @pytest.fixture(scope="module")
 def guest() -> Iterator[Guest]:
-    """A guest at leisure for a whole module; its tests leave it running, thawed, with its agent."""
-    with Guest(rest=1) as running:
+    """A guest for a whole module; its tests leave it running, thawed, with its agent."""
+    with Guest() as running:
         yield running
 
 

@@ -89,7 +89,7 @@ def test_all_streams_end_after_arm(helper: Path, guest: Guest, tmp_path: Path) -
 def test_rounds(helper: Path, make_guest: Callable[..., Guest], tmp_path: Path,
                 rounds: Callable[[int, int], int]) -> None:
     """Snapshots in a row are of one instant each, and the guest never stops counting."""
-    guest = make_guest(memory=256, vga=True, net=True)
+    guest = make_guest(rest=0, memory=256, vga=True, net=True)
     for number in range(rounds(3, 20)):
         for attach in ("device", "inject"):
             folder = tmp_path / f"{number}-{attach}"
@@ -107,7 +107,7 @@ def test_small_pages_are_protected_before_the_pause(
         helper: Path, make_guest: Callable[..., Guest], tmp_path: Path,
         rounds: Callable[[int, int], int]) -> None:
     """What is written between prearm and the pause is protected again, and is of the instant."""
-    guest = make_guest(memory=1024, buffer=640, thp=False)
+    guest = make_guest(rest=0, memory=1024, buffer=640, thp=False)
     for number in range(rounds(2, 20)):
         folder = tmp_path / str(number)
         folder.mkdir()
@@ -124,7 +124,7 @@ def test_sabotage_is_caught(faulty: Path, make_guest: Callable[..., Guest], tmp_
     """A capture that is wrong on purpose does not pass the oracle."""
     # A buffer that surely has the middle of RAM, where a granule is left out: the kernel, which
     # does not change, must not lie there by chance.
-    guest = make_guest(memory=256, buffer=176, kernel_arguments="nokaslr")
+    guest = make_guest(rest=0, memory=256, buffer=176, kernel_arguments="nokaslr")
     reasons = []
     for number in range(12):  # 20 ms may pass without a step
         folder = tmp_path / str(number)
@@ -140,7 +140,7 @@ def test_sabotage_is_caught(faulty: Path, make_guest: Callable[..., Guest], tmp_
 
 def test_abort_and_death(helper: Path, make_guest: Callable[..., Guest], tmp_path: Path) -> None:
     """However a capture ends, the guest goes on and no image is left."""
-    guest = make_guest(memory=256)
+    guest = make_guest(rest=0, memory=256)
     for number, how in enumerate(("abort", "kill", "leave")):
         image = tmp_path / f"ram{number}"
         capture = Capture(helper, guest, image, compression="none", bandwidth=1 << 20,
@@ -190,7 +190,7 @@ def frozen(tmp_path: Path) -> Iterator[Path]:
 
 def test_store_hangs(helper: Path, make_guest: Callable[..., Guest], frozen: Path) -> None:
     """The writer in D state: the guest is free as soon as keeper and writer are killed."""
-    guest = make_guest(memory=256)
+    guest = make_guest(rest=0, memory=256)
     capture = Capture(helper, guest, frozen / "ram.lsnap", compression="none", staging=32 << 20)
     pids = capture.attached()
     with guest.qmp() as qmp:

@@ -185,7 +185,7 @@ def check_apart(clones: Clones, made: dict[str, Any]) -> None:
     twin = clones.reach(made)
     ours, theirs = (ET.fromstring(each.virsh("dumpxml")) for each in (twin, clones.shop))
     # What may be the same: what nobody writes to.
-    shared = {str(clones.shop.folder / name) for name in ("vmlinuz", "initrd.img")}
+    shared = {str(clones.shop.folder / name) for name in ("kernel.img", "initrd.img")}
     shared |= {"/machine", "/dev/urandom", "/usr/bin/qemu-system-x86_64",
                "/usr/share/seabios/bios-256k.bin"}
     assert paths(ours) & paths(theirs) <= shared

@@ -83,7 +83,7 @@ class Copy(Reach):
         argv = [word.replace(str(source.folder), str(folder)) for word in source.argv]
         for path in source.disk_paths:
             shutil.copy(saved.store / path.name, folder)
-        for name in ("vmlinuz", "initrd.img"):
+        for name in ("kernel.img", "initrd.img"):
             shutil.copy(source.folder / name, folder)
         self.log = folder / "qemu.log"
         with self.log.open("wb") as log:

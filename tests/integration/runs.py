@@ -75,6 +75,7 @@ class Controller:
             # As root, ~ is not the home of this controller.
             "ANSIBLE_ASYNC_DIR": str(folder / "async"),
             "ANSIBLE_NOCOLOR": "1",
+            "ANSIBLE_PIPELINING": "1",
         }
         (folder / "home").mkdir(parents=True, exist_ok=True)
 

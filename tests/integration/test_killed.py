@@ -26,7 +26,7 @@ SLOW = {"bandwidth": "8M", "compression": "none"}
 
 @pytest.fixture
 def guest() -> Iterator[Guest]:
-    with Guest(memory=128, rest=1) as running:
+    with Guest(memory=128) as running:
         yield running
 
 

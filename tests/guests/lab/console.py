@@ -88,7 +88,7 @@ class Console(ABC):
             time.sleep(0.05)
 
     def witness(self, limit: float = 15.0) -> dict[str, Any]:
-        """The witness' next state on the console, which has one each second.
+        """The witness' next state on the console, which has five a second.
 
         Needs no agent; works while the guest is frozen, not while it is paused.
         """

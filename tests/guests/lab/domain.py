@@ -20,7 +20,7 @@ from .console import BOOT_LIMIT, Console
 from .errors import LabError
 from .images import put_images
 from .libvirtd import Libvirtd
-from .options import Options
+from .options import TCG_CPU, Options
 from .reach import Witnessed
 from .virsh import VirshAgent, VirshMonitor
 
@@ -85,10 +85,10 @@ class Domain(Console, DomainReach):
 
     def _xml(self, devices: str) -> str:
         options = self.options
-        kind, mode = ("kvm", "host-passthrough") if self.libvirtd.kvm else ("qemu", "maximum")
-        cpu = f"<cpu mode='{mode}'/>"
-        if self.cpu:
-            cpu = f"<cpu mode='custom' match='exact' check='none'><model>{self.cpu}</model></cpu>"
+        kind, cpu = ("kvm", "<cpu mode='host-passthrough'/>") if self.libvirtd.kvm else ("qemu", "")
+        if self.cpu or not cpu:
+            cpu = ("<cpu mode='custom' match='exact' check='none'>"
+                   f"<model>{self.cpu or TCG_CPU}</model></cpu>")
         for index, (path, disk) in enumerate(zip(self.disk_paths, options.disks)):
             devices += f"""
     <disk type='file' device='disk'>
@@ -110,7 +110,7 @@ class Domain(Console, DomainReach):
   <vcpu>{options.cpus}</vcpu>
   <os>
     <type arch='x86_64' machine={quoteattr(options.machine)}>hvm</type>
-    <kernel>{self.folder}/vmlinuz</kernel>
+    <kernel>{self.folder}/kernel.img</kernel>
     <initrd>{self.folder}/initrd.img</initrd>
     <cmdline>{escape(options.command_line())}</cmdline>
   </os>

@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """Which pieces the tests on real guests are cut into, and what each may find changed by another.
 
-A piece is one pytest in a lane (tests/lane). Two run side by side: most of the time a test waits
+A piece is one pytest in a lane (tests/lane). Three run side by side: most of the time a test waits
 for a guest, a deadline or a disk.
 """
 
@@ -14,45 +14,56 @@ from pathlib import Path
 
 TESTS = Path(__file__).resolve().parent
 LANE = TESTS / "lane"
+WIDTH = 3
 # They switch the whole machine's KSM on, or fill both cores on purpose.
 ALONE = ("test_keeper_faults", "test_ram_vanishes", "test_side_by_side")
-# The long ones first, so that both lanes end at about the same time.
+# The long ones first, so that all lanes end at about the same time.
 FIRST = (
     "test_owner_faults",
+    "test_capture_ram",
     "test_bracket_faults",
     "test_helper_faults",
     "test_snapshot",
     "test_trixie",
 )
+# Files that share a prepared hypervisor. The rest are a piece, too.
+SHARES = (
+    ("test_each_option", "test_host", "test_prune", "test_restore"),
+    ("test_fleet", "test_awx", "test_execution_environment", "test_killed", "test_libvirt"),
+)
 # What a piece may find changed by another, in words of footprint; all is compared at the very end.
-OF_OTHERS = {
-    "guests": "loop devices,/dev/shm,KSM,/usr/local,/var/lib/livesnap",
-    "integration": "loop devices,/dev/shm,KSM",
-}
+OF_OTHERS = "loop devices,/dev/shm,KSM,/var/lib/livesnap"
 
 
 @dataclass(frozen=True)
 class Piece:
-    """One run of pytest."""
+    """One run of pytest. Its name is what its log and its lines are called."""
 
     tier: str
-    path: Path
+    name: str
+    paths: tuple[Path, ...]
 
-    @property
-    def name(self) -> str:
-        """What its log and its lines are called."""
-        return self.tier if self.path.is_dir() else f"{self.tier}/{self.path.stem}"
+
+def _integration() -> list[Piece]:
+    folder = TESTS / "integration"
+    files = {path.stem: path for path in sorted(folder.glob("test_*.py"))}
+    rest = tuple(stem for stem in files if not any(stem in share for share in SHARES))
+    return [
+        Piece("integration", f"integration/{number}", tuple(files[stem] for stem in share))
+        for number, share in enumerate((rest, *SHARES), 1)
+    ]
+
+
+def _guests(stems: Sequence[str]) -> list[Piece]:
+    folder = TESTS / "guests"
+    return [Piece("guests", f"guests/{stem}", (folder / f"{stem}.py",)) for stem in stems]
 
 
 def pieces(tiers: Sequence[str]) -> tuple[list[Piece], list[Piece]]:
     """What runs side by side, in the order in which it begins, and then what runs alone."""
-    beside, alone = [], []
-    if "integration" in tiers:
-        # One piece: its files share a prepared hypervisor, and the machine has one /usr/local.
-        beside.append(Piece("integration", TESTS / "integration"))
-    if "guests" in tiers:
-        files = {path.stem: path for path in sorted((TESTS / "guests").glob("test_*.py"))}
-        order = [*FIRST, *(stem for stem in files if stem not in FIRST)]
-        beside += [Piece("guests", files[stem]) for stem in order if stem not in ALONE]
-        alone = [Piece("guests", files[stem]) for stem in ALONE]
-    return beside, alone
+    beside = _integration() if "integration" in tiers else []
+    if "guests" not in tiers:
+        return beside, []
+    stems = sorted(path.stem for path in (TESTS / "guests").glob("test_*.py"))
+    order = [*FIRST, *(stem for stem in stems if stem not in FIRST)]
+    return beside + _guests([stem for stem in order if stem not in ALONE]), _guests(ALONE)

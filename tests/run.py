@@ -7,6 +7,7 @@ usage: run.py TIER... [-- arguments for pytest]
 
 from __future__ import annotations
 
+import functools
 import os
 import re
 import shutil
@@ -17,6 +18,7 @@ import threading
 import time
 import uuid
 import xml.etree.ElementTree as ET
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,8 +34,8 @@ REPO = Path(__file__).resolve().parent.parent
 BUILD = REPO / "build"
 LOGS = BUILD / "logs"
 # Seconds after which a linter, a program or a piece of pytest is ended and counted as failed, at
-# short size. Integration is one piece, and shares the machine with those of guests.
-LIMITS = {"lint": 900, "unit": 300, "native": 900, "guests": 1200, "integration": 2100}
+# short size.
+LIMITS = {"lint": 900, "unit": 600, "native": 900, "guests": 1200, "integration": 1500}
 # Name -> (folder of the build, variables of make). Sanitized builds have the fault points too.
 VARIANTS = {
     "plain": ("plain", []),
@@ -41,8 +43,15 @@ VARIANTS = {
     "asan": ("san-address-undefined-faults", ["SAN=address,undefined", "FAULTS=1"]),
     "tsan": ("san-thread-faults", ["SAN=thread", "FAULTS=1"]),
 }
-# What passes fault points. Of the rest that build says nothing that the plain one does not say.
-FAULT_PROGRAMS = {"test_attach", "test_attach_qemu", "test_fault", "test_lost_page"}
+# Of the others these builds say nothing that the rest do not say: what passes fault points, and
+# what has threads.
+ONLY = {
+    "faults": {"test_attach", "test_attach_qemu", "test_fault", "test_lost_page"},
+    "tsan": {
+        *("test_capture_command", "test_capture_engine", "test_capture_held", "test_capture_kinds"),
+        *("test_capture_still", "test_image", "test_kernel_writes", "test_lost_page", "test_stage"),
+    },
+}
 
 
 # Leaders of the sessions that commands run in, and whether the user wants all of it to end.
@@ -168,10 +177,12 @@ def native_results(name: str, log: Path, code: int, seconds: float) -> list[Resu
 
 
 def build_variant(variant: str) -> Result:
-    _folder, variables = VARIANTS[variant]
+    folder, variables = VARIANTS[variant]
+    targets = [f"build/{folder}/tests/{name}" for name in sorted(ONLY.get(variant, ()))]
     log = LOGS / f"native-build-{variant}.log"
     started = time.monotonic()
-    code = run(["make", "-C", "native", "-j2", *variables, "all", "tests"], log, limit("native"))
+    argv = ["make", "-C", "native", "-j2", *variables, "all", *(targets or ["tests"])]
+    code = run(argv, log, limit("native"))
     if code:
         print(tail(log), flush=True)
     return Result(
@@ -186,7 +197,7 @@ def programs(variant: str) -> list[Path]:
         for path in folder.glob("test_*")
         if path.suffix == ""
         and os.access(path, os.X_OK)
-        and (variant != "faults" or path.name in FAULT_PROGRAMS)
+        and path.name in ONLY.get(variant, {path.name})
     )
 
 
@@ -209,28 +220,24 @@ def shown(found: list[Result], name: str, log: Path, code: int) -> list[Result]:
     return found
 
 
-def native_tier(guests_follow: bool) -> list[Result]:
+def build_all() -> list[Result]:
+    """All builds of the helper and its tests, before anything runs that would build it itself."""
     results = []
     for variant in VARIANTS:
         results.append(build_variant(variant))
         show(results[-1])
-    built = [
-        variant
-        for variant, result in zip(VARIANTS, results, strict=True)
-        if result.outcome == "passed"
-    ]
-    # A guest with one CPU, then fuzzers: the others can run beside them, as they share nothing.
-    with ThreadPoolExecutor(max_workers=1) as beside:
-        kernel, fuzzed = beside.submit(other_kernel), beside.submit(fuzz)
-        if guests_follow:
-            # Its tests say what is wrong with it; they only wait for it no longer.
-            beside.submit(run, [str(REPO / "scripts" / "trixie")], LOGS / "trixie.log", 600)
-        for variant in built:
-            for program in programs(variant):
-                results += run_program(variant, program)
-        results += [*kernel.result(), fuzzed.result()]
-    show(results[-1])
     return results
+
+
+def native_programs(builds: list[Result]) -> list[Result]:
+    """The test programs of each variant that could be built, one after the other."""
+    return [
+        result
+        for variant, built in zip(VARIANTS, builds, strict=True)
+        if built.outcome == "passed"
+        for program in programs(variant)
+        for result in run_program(variant, program)
+    ]
 
 
 def other_kernel() -> list[Result]:
@@ -242,24 +249,31 @@ def other_kernel() -> list[Result]:
     return shown(native_results(name, log, code, time.monotonic() - started), name, log, code)
 
 
-def fuzz() -> Result:
+def trixie() -> list[Result]:
+    run([str(REPO / "scripts" / "trixie")], LOGS / "trixie.log", 600)
+    return []
+
+
+def fuzz() -> list[Result]:
     """Every parser of others' input, fuzzed; corpora stay in native/build for the next time."""
     if not shutil.which("clang"):
-        return Result("native::fuzz", "skipped", 0.0, "no clang")
+        return [Result("native::fuzz", "skipped", 0.0, "no clang")]
     seconds = 10 if os.environ.get("ROUNDS", "short") == "short" else 200
     log = LOGS / "native-fuzz.log"
     started = time.monotonic()
     code = run(["make", "-C", "native", "fuzz", f"FUZZ_SECONDS={seconds}"], log, limit("native"))
     if code:
         print(tail(log), flush=True)
-    return Result("native::fuzz", "failed" if code else "passed", time.monotonic() - started)
+    result = Result("native::fuzz", "failed" if code else "passed", time.monotonic() - started)
+    show(result)
+    return [result]
 
 
-def pytest_argv(path: Path, report: Path, extra: list[str]) -> list[str]:
+def pytest_argv(paths: Sequence[Path], report: Path, extra: list[str]) -> list[str]:
     python = str(BUILD / "venv/bin/python")
     return [
         *(python, "-m", "pytest", "-q", "-rs", "-p", "no:cacheprovider"),
-        *(f"--junitxml={report}", "-o", "junit_family=xunit2", str(path)),
+        *(f"--junitxml={report}", "-o", "junit_family=xunit2", *map(str, paths)),
         *extra,
     ]
 
@@ -283,18 +297,19 @@ def pytest_results(tier: str, report: Path, code: int) -> list[Result]:
     return results
 
 
-def run_pytest(name: str, tier: str, path: Path, extra: list[str], lane: bool) -> list[Result]:
+def run_pytest(piece: lanes.Piece, extra: list[str], lane: bool) -> list[Result]:
     """One pytest and its results, printed in a line; all that it said, where something failed."""
+    name, tier = piece.name, piece.tier
     report = BUILD / "results" / f"{name.replace('/', '-')}.xml"
     report.parent.mkdir(parents=True, exist_ok=True)
     report.unlink(missing_ok=True)
     log = LOGS / f"{name.replace('/', '-')}.log"
-    argv, env = pytest_argv(path, report, extra), {}
+    argv, env = pytest_argv(piece.paths, report, extra), {}
     if lane:
         argv = [str(lanes.LANE), *argv]
         # Ends as no longer name goes on.
         mark = f"{os.environ[footprint.MARK]}.{name}."
-        env = {footprint.OTHERS: lanes.OF_OTHERS[tier], footprint.MARK: mark}
+        env = {footprint.OTHERS: lanes.OF_OTHERS, footprint.MARK: mark}
     started = time.monotonic()
     code = run(argv, log, limit(tier), env=env)
     found = pytest_results(tier, report, code)
@@ -310,17 +325,25 @@ def run_pytest(name: str, tier: str, path: Path, extra: list[str], lane: bool) -
     return found
 
 
-def lane_tiers(tiers: list[str], extra: list[str]) -> list[Result]:
-    """The tiers that run on real guests, two pieces at a time."""
+def real_tiers(tiers: list[str], extra: list[str]) -> list[Result]:
+    """Native programs and the tests on real guests: as much side by side as there are lanes."""
     beside, alone = lanes.pieces(tiers)
 
     def one(piece: lanes.Piece) -> list[Result]:
-        return run_pytest(piece.name, piece.tier, piece.path, extra, lane=True)
+        return run_pytest(piece, extra, lane=True)
 
-    with ThreadPoolExecutor(max_workers=2) as pool:
-        results = list(pool.map(one, beside))
-    results += map(one, alone)
-    return [result for found in results for result in found]
+    builds = build_all() if "native" in tiers else []
+    jobs: list[Callable[[], list[Result]]] = []
+    if builds:
+        jobs += [functools.partial(native_programs, builds), other_kernel, fuzz]
+    if alone:
+        # The tests of Debian 13 say what is wrong with it; they only wait for it no longer.
+        jobs.append(trixie)
+    jobs += [functools.partial(one, piece) for piece in beside]
+    with ThreadPoolExecutor(max_workers=lanes.WIDTH) as pool:
+        found = [*pool.map(lambda job: job(), jobs)]
+    found += map(one, alone)
+    return builds + [result for results in found for result in results]
 
 
 def never_here() -> list[str]:
@@ -338,17 +361,16 @@ def never_here() -> list[str]:
     return rows
 
 
-def run_tiers(tiers: list[str], all_tiers: list[str], extra: list[str]) -> tuple[list[Result], str]:
+def run_tiers(tiers: list[str], extra: list[str]) -> tuple[list[Result], str]:
     """The results of tiers that share a pool, and how long they took in words."""
     since = time.monotonic()
     if tiers == ["lint"]:
         found = lint_tier()
     elif tiers == ["unit"]:
-        found = run_pytest("unit", "unit", REPO / "tests" / "unit", extra, lane=False)
-    elif tiers == ["native"]:
-        found = native_tier("guests" in all_tiers)
+        piece = lanes.Piece("unit", "unit", (REPO / "tests" / "unit",))
+        found = run_pytest(piece, extra, lane=False)
     else:
-        found = lane_tiers(tiers, extra)
+        found = real_tiers(tiers, extra)
     minutes = (time.monotonic() - since) / 60
     return found, f"{' and '.join(tiers)} {len(found)} tests in {minutes:.1f} min"
 
@@ -358,8 +380,7 @@ def groups(tiers: list[str]) -> list[list[list[str]]]:
     steps = [
         # The last linter leaves a core to the unit tests.
         [[tier] for tier in ("lint", "unit") if tier in tiers],
-        [["native"]] if "native" in tiers else [],
-        [[tier for tier in ("guests", "integration") if tier in tiers]],
+        [[tier for tier in ("native", "guests", "integration") if tier in tiers]],
     ]
     return [step for step in steps if step and step[0]]
 
@@ -380,7 +401,7 @@ def main() -> int:
     for group in groups(arguments):
         print(f"== {' '.join(tier for tiers in group for tier in tiers)}", flush=True)
         with ThreadPoolExecutor(len(group)) as pool:
-            for found, words in pool.map(lambda tiers: run_tiers(tiers, arguments, extra), group):
+            for found, words in pool.map(lambda tiers: run_tiers(tiers, extra), group):
                 took.append(words)
                 results += found
     left = footprint.difference(before, footprint.take())

@@ -29,7 +29,7 @@ _LIMIT = 16 << 20
 OUTCOMES = ("taken", "unchanged", "skipped", "failed")
 #: Name -> (kind, help). In this order in the file.
 METRICS: dict[str, tuple[str, str]] = {
-    "livesnap_last_run_timestamp_seconds": ("gauge", "When a run last wrote this file."),
+    "livesnap_last_run_timestamp_seconds": ("gauge", "When a run that takes snapshots last ended."),
     "livesnap_runs_total": ("counter", "What runs came to for a guest, by outcome."),
     "livesnap_last_run_failed": ("gauge", "1 if the guest got no snapshot in its last run."),
     "livesnap_snapshots": ("gauge", "Complete snapshots of a guest."),
@@ -49,6 +49,7 @@ METRICS: dict[str, tuple[str, str]] = {
 _COUNTED = re.compile(
     r'livesnap_runs_total\{guest="((?:[^"\\\n]|\\.){1,512})",outcome="([a-z]+)"\} ([0-9]{1,15})'
 )
+_LAST = re.compile(r"livesnap_last_run_timestamp_seconds ([0-9]{1,15})")
 _FAILED = re.compile(r'livesnap_last_run_failed\{guest="((?:[^"\\\n]|\\.){1,512})"\} ([01])')
 
 
@@ -58,6 +59,8 @@ class Runs:
 
     counted: dict[tuple[str, str], int] = field(default_factory=dict)
     failed: dict[str, bool] = field(default_factory=dict)
+    #: When the last one ended, seconds since 1970.
+    last: Optional[int] = None
 
     @classmethod
     def of_text(cls, text: str) -> Runs:
@@ -65,14 +68,18 @@ class Runs:
         found = cls()
         for line in text.splitlines():
             counted, failed = _COUNTED.fullmatch(line), _FAILED.fullmatch(line)
+            last = _LAST.fullmatch(line)
             if counted and counted.group(2) in OUTCOMES:
                 found.counted[_plain(counted.group(1)), counted.group(2)] = int(counted.group(3))
             elif failed:
                 found.failed[_plain(failed.group(1))] = failed.group(2) == "1"
+            elif last:
+                found.last = int(last.group(1))
         return found
 
-    def add(self, outcomes: Sequence[Mapping[str, str]]) -> None:
-        """Count a run. A guest that was skipped did not fail."""
+    def add(self, outcomes: Sequence[Mapping[str, str]], now: int) -> None:
+        """Count a run that ended now. A guest that was skipped did not fail."""
+        self.last = now
         for each in outcomes:
             key = (each["guest"], each["outcome"])
             self.counted[key] = self.counted.get(key, 0) + 1
@@ -137,10 +144,11 @@ def of_verdicts(snapshots: Sequence[Mapping[str, Any]]) -> dict[str, Optional[fl
     }
 
 
-def render(snapshots: Sequence[Mapping[str, Any]], runs: Runs, now: float) -> str:
+def render(snapshots: Sequence[Mapping[str, Any]], runs: Runs) -> str:
     """The whole file, of what a store lists, newest first. Pure."""
     samples: dict[str, list[tuple[str, float]]] = {name: [] for name in METRICS}
-    samples["livesnap_last_run_timestamp_seconds"] = [("", now)]
+    if runs.last is not None:
+        samples["livesnap_last_run_timestamp_seconds"] = [("", runs.last)]
     for (guest, outcome), count in sorted(runs.counted.items()):
         labels = f'{{guest="{_label(guest)}",outcome="{outcome}"}}'
         samples["livesnap_runs_total"].append((labels, count))
@@ -168,7 +176,7 @@ def render(snapshots: Sequence[Mapping[str, Any]], runs: Runs, now: float) -> st
         if samples[name]:
             lines += [f"# HELP {name} {words}", f"# TYPE {name} {kind}"]
             lines += [f"{name}{labels} {_number(value)}" for labels, value in samples[name]]
-    return "\n".join(lines) + "\n"
+    return "".join(f"{line}\n" for line in lines)
 
 
 def _number(value: float) -> str:
@@ -176,9 +184,12 @@ def _number(value: float) -> str:
 
 
 def write(
-    store: str, path: str, outcomes: Sequence[Mapping[str, str]], apply: bool
+    store: str, path: str, outcomes: Optional[Sequence[Mapping[str, str]]], apply: bool
 ) -> dict[str, Any]:
-    """Bring the file up to date, replaced by rename; what module livesnap_metrics returns."""
+    """Bring the file up to date, replaced by rename; what module livesnap_metrics returns.
+
+    `outcomes` are those of a run that takes snapshots; None: it was none.
+    """
     place = Path(path)
     Store(store).check()
     if not path.startswith("/") or place.suffix != ".prom":
@@ -199,9 +210,12 @@ def write(
         if before and not before.startswith("# HELP livesnap_"):
             raise StoreError(f"'{path}' exists, and was not written by livesnap")
     runs = Runs.of_text(before)
-    runs.add(outcomes)
-    after = render(listing.list_snapshots(store), runs, round(time.time()))
+    if outcomes is not None:
+        runs.add(outcomes, round(time.time()))
+    after = render(listing.list_snapshots(store), runs)
     changes = Changes()
+    if after == before and place.exists():
+        return {**changes.result(), "metrics": after}
     changes.add(f"wrote metrics to '{path}'", path, before, after)
     if apply:
         with files.as_store_error(f"'{path}' cannot be written"):

@@ -15,7 +15,8 @@ description:
     is replaced as a whole, by rename.
   - Of each guest it tells when its newest complete snapshot and the last check of one were, how long it was frozen, stood still and
     waited, how much is stored, and how often runs failed. The counters go on from the file that is there.
-  - Role P(livesnap.qemu.snapshot#role) runs this where C(snapshot_metrics) is given.
+  - Roles P(livesnap.qemu.snapshot#role), P(livesnap.qemu.retention#role) and P(livesnap.qemu.consistency_check#role) run this at their
+    end where C(livesnap_metrics) is given.
 options:
   path:
     description: The file, in the folder that the node exporter reads, ending in C(.prom).
@@ -94,9 +95,7 @@ def main() -> NoReturn:
     _deps.ensure(module)
     params = module.params
     try:
-        result = write(
-            params["store"], params["path"], params["outcomes"] or [], not module.check_mode
-        )
+        result = write(params["store"], params["path"], params["outcomes"], not module.check_mode)
     except LivesnapError as error:
         module.fail_json(msg=str(error), **error.result)
     module.exit_json(**result)

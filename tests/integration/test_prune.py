@@ -72,11 +72,17 @@ def test_one_guest_that_fails_does_not_keep_others_from_it(
     assert names(store) == {"web1": ["s0", "s1", "s2"], "web2": ["s1", "s2"]}
 
 
-def test_policies_of_host_and_guest(prepared: Controller, store: Path) -> None:
+def test_policies_of_host_and_guest(
+    prepared: Controller, guest: Guest, store: Path, tmp_path: Path
+) -> None:
     special = {"name": "web2", "keep_last": 1}
-    options = {"livesnap_keep_last": 2, "livesnap_retention_guests": [special]}
+    metrics = tmp_path / "livesnap.prom"
+    options = {"livesnap_keep_last": 2, "livesnap_retention_guests": [special],
+               "livesnap_metrics": str(metrics)}  # fmt: skip
     run = prune(prepared, store, **options).good()
     assert run.recap("hv1")["changed"] == 2
+    labels = f'{{guest="web2",uuid="{guest.uuid}"}}'
+    assert f"livesnap_snapshots{labels} 1" in metrics.read_text().splitlines()
     assert names(store) == {"web1": ["s1", "s2"], "web2": ["s2"]}
     result = run.of(PRUNE)[0]
     assert undocumented(returned("livesnap_prune"), own(result)) == []

@@ -58,7 +58,9 @@ def test_what_follows_a_failure(
     image = store / "web1" / "s1" / "ram.lsnap"
     with image.open("r+b") as file:
         file.write(b"!")
-    again: dict[str, Any] = {"livesnap_max_age": "0h", "livesnap_level": "checksum"}
+    metrics = tmp_path / "livesnap.prom"
+    again: dict[str, Any] = {"livesnap_max_age": "0h", "livesnap_level": "checksum",
+                             "livesnap_metrics": str(metrics)}  # fmt: skip
     report = tmp_path / "report.html"
     marked = check(
         prepared, store, livesnap_on_failure="mark", livesnap_report=str(report), **again
@@ -66,6 +68,9 @@ def test_what_follows_a_failure(
     assert report.read_text().index("web1") < report.read_text().index("web2")
     rows = json.loads(report.with_suffix(".json").read_text())
     assert (rows[0]["guest"], rows[0]["state"]) == ("web1", "failed")
+    for name, sound in (("web1", 0), ("web2", 1)):
+        labels = f'{{guest="{name}",uuid="{guest.uuid}"}}'
+        assert f"livesnap_last_verdict_ok{labels} {sound}" in metrics.read_text().splitlines()
     assert "1 of 2 snapshots did not pass: snapshot 's1' of guest 'web1'" in marked.text
     failed = check(prepared, store, **again)
     assert failed.code != 0

@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 import time
@@ -115,6 +116,21 @@ def test_counters_go_on_and_check_mode_writes_nothing(store: Store, path: Path) 
     assert after['livesnap_last_run_failed{guest="web1"}'] == "0"
 
 
+def test_only_runs_that_take_snapshots_are_runs(store: Store, path: Path) -> None:
+    """What prunes or checks says what the store holds, and no more."""
+    assert _metrics.write(str(store.root), str(path), None, True)["metrics"] == ""
+    put(store, "new", 1)
+    seen = values(_metrics.write(str(store.root), str(path), None, True)["metrics"])
+    assert seen and not [name for name in seen if "run" in name]
+    text = _metrics.write(str(store.root), str(path), TAKEN, True)["metrics"]
+    line = "livesnap_last_run_timestamp_seconds "
+    earlier = re.sub(f"^{line}.*$", f"{line}1795309203", text, flags=re.M)
+    assert earlier != text
+    path.write_text(earlier)
+    after = _metrics.write(str(store.root), str(path), None, True)
+    assert (after["metrics"], after["changed"]) == (earlier, False)
+
+
 def test_a_reader_never_sees_half_a_file(
     store: Store, path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -160,8 +176,8 @@ def test_any_name_of_a_guest_comes_back(guests: dict[str, bool]) -> None:
     runs = _metrics.Runs()
     runs.add([
         {"guest": name, "outcome": "failed" if bad else "taken"} for name, bad in known.items()
-    ])  # fmt: skip
-    again = _metrics.Runs.of_text(_metrics.render([], runs, 1.0))
+    ], 1)  # fmt: skip
+    again = _metrics.Runs.of_text(_metrics.render([], runs))
     assert again == runs
 
 

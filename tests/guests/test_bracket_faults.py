@@ -58,7 +58,7 @@ class Struck:
             del os.environ["LIVESNAP_TESTING"], os.environ["LIVESNAP_FAULT_STEP"]
         self._reaped = False
         self.folder: Path = wait(lambda: run_dir(guest), 20)
-        self.owner = int(wait(lambda: read(self.folder / "owner.json"), 5)["pid"])
+        self.owner = int(wait(lambda: read(self.folder / "owner.json"), 20)["pid"])
         # Stopped, or gone.
         wait(lambda: state(self.owner) == "T" or not living(self.owner), 20, 0.005)
         self.at = time.time()
@@ -90,7 +90,7 @@ class Struck:
         kill(self.module)
         self.module_ends()
         # Its sockets close before it is gone.
-        wait(lambda: not living(self.owner), 5)
+        wait(lambda: not living(self.owner), 20)
 
 
 @contextlib.contextmanager
@@ -159,7 +159,7 @@ def test_module_is_killed(step: str, guest: Guest, place: Place) -> None:
         run.module_ends()
         kill(run.owner, signal.SIGCONT)
         wait(lambda: run_dir(guest) is None, 20)
-        wait(lambda: not living(run.owner), 5)
+        wait(lambda: not living(run.owner), 20)
     assert place.left() == ([] if step in BEFORE else ["one"])
     well(guest)
     clean(guest)
@@ -192,7 +192,7 @@ def test_guard_hangs_as_well(guest: Guest, place: Place, monkeypatch: pytest.Mon
         result = place.take("two")
     said = " ".join(result["recovered"])
     assert "resumed the guest" in said and "thawed the guest" in said, said
-    wait(lambda: not living(guard), 5)
+    wait(lambda: not living(guard), 20)
     assert result["snapshot"]["consistency"]["level"] == "filesystem"
     well(guest)
     clean(guest)
@@ -207,7 +207,7 @@ def test_owner_dies_in_a_long_sweep(guest: Guest, place: Place) -> None:
     owner = int(read(folder / "owner.json")["pid"])
     kill(owner)
     assert os.waitpid(module, 0)[1] != 0
-    wait(lambda: not living(owner), 5)
+    wait(lambda: not living(owner), 20)
     begun = time.monotonic()
     said = _recover.recover(str(place.root), place.name, helper())
     assert time.monotonic() - begun < 10, said

@@ -202,7 +202,7 @@ def test_one_that_hangs_is_killed_with_its_children(
     with pytest.raises(LivesnapError, match=r"command 'create' of .* did not end within 1 s"):
         take(pair, store, copies.commands(create=create, limit=1), deadline=6)
     assert time.monotonic() - begun < 20
-    wait(lambda: not living(int(pid.read_text())), 5)
+    wait(lambda: not living(int(pid.read_text())), 20)
     well(pair)
 
 
@@ -219,7 +219,7 @@ def test_the_owner_is_killed(step: str, pair: Guest, store: TestStore, copies: C
         take(pair, store, copies.commands())
     assert len(copies.left) == 2
     # It dies a moment after its socket was closed.
-    wait(lambda: _recover.plan_recovery(str(store.path), "pair"), 5)
+    wait(lambda: _recover.plan_recovery(str(store.path), "pair"), 20)
     _recover.recover(str(store.path), "pair", helper())
     assert copies.left == [] and list(store.path.iterdir()) == []
     well(pair)

@@ -100,7 +100,7 @@ def test_the_owner_is_killed(pair: Guest, store: TestStore) -> None:
         store.take(pair, "one", disk_scheme="internal")
     assert [len(names) for names in inside(pair)] == [1, 1]
     # It dies a moment after its socket was closed.
-    wait(lambda: _recover.plan_recovery(str(store.path), "pair"), 5)
+    wait(lambda: _recover.plan_recovery(str(store.path), "pair"), 20)
     _recover.recover(str(store.path), "pair", helper())
     assert inside(pair) == [[], []] and list(store.path.iterdir()) == []
     well(pair)

@@ -262,7 +262,7 @@ def test_the_owner_dies(step: str, domain: Domain, store: TestStore) -> None:
     with fault(step, "KILL"), pytest.raises(LivesnapError, match="was killed"):
         store.take(domain, "one", **OFF)
     # It dies a moment after its pipe was closed.
-    wait(lambda: _recover.plan_recovery(str(store.path), None), 5)
+    wait(lambda: _recover.plan_recovery(str(store.path), None), 20)
     said = as_module(lambda: _recover.recover(str(store.path), None, helper()))
     assert len(said) == 1 and "snapshot 'one' of guest 'resting'" in said[0]
     assert not list(store.path.glob("*/*")) and not list(RUN.glob("guest/*"))

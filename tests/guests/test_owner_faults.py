@@ -86,7 +86,7 @@ def test_everything_dies_at_once(step: str, guest: Guest, place: Place) -> None:
     with fault(step, "STOP"):
         module = in_child(lambda: place.take("one", deadline=9))
     folder = wait(lambda: run_dir(guest), 20)
-    owner = wait(lambda: read(folder / "owner.json"), 5)["pid"]
+    owner = wait(lambda: read(folder / "owner.json"), 20)["pid"]
     wait(lambda: state(owner) == "T", 20)
     helpers = read(folder / "helper.json")
     doomed = [module, owner, helpers["keeper"]["pid"], helpers["writer"]["pid"]]
@@ -132,7 +132,7 @@ def test_module_killed_before_the_instant(guest: Guest, place: Place) -> None:
     with fault("stop", "STOP"):
         module = in_child(lambda: place.take("one", deadline=8))
     folder = wait(lambda: run_dir(guest), 20)
-    owner = wait(lambda: read(folder / "owner.json"), 5)["pid"]
+    owner = wait(lambda: read(folder / "owner.json"), 20)["pid"]
     wait(lambda: state(owner) == "T", 20)
     kill(module)
     os.waitpid(module, 0)

@@ -173,7 +173,7 @@ def test_it_is_killed_after(going: Going, step: str) -> None:
         with pytest.raises(LivesnapError, match="a restore of that guest needs it"):
             plan_removal(going.store.spec(going.guest, "one"))
     # It dies a moment after its socket was closed.
-    wait(lambda: "the restore of guest 'going'" in str(_recover.plan_recovery(store, name)), 5)
+    wait(lambda: "the restore of guest 'going'" in str(_recover.plan_recovery(store, name)), 20)
     said = _recover.recover(store, name, helper())
     assert [line for line in said if "the restore of guest 'going' to snapshot 'one'" in line]
     going.look()

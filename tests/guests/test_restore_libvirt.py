@@ -174,7 +174,7 @@ def test_it_is_killed_after(domain: Domain, kept: TestStore, step: str) -> None:
         with pytest.raises(LivesnapError, match="was killed"):
             kept.restore(domain, "three")
     store = str(kept.path)
-    wait(lambda: as_module(lambda: _recover.plan_recovery(store, domain.name)), 5)
+    wait(lambda: as_module(lambda: _recover.plan_recovery(store, domain.name)), 20)
     said = as_module(lambda: _recover.recover(store, domain.name, helper()))
     assert [line for line in said if "goes on where it stood" in line]
     is_at(domain, boot, marked)

@@ -96,7 +96,7 @@ def bare(prepared: Controller) -> Iterator[Controller]:
 @pytest.fixture(scope="module")
 def guest() -> Iterator[Guest]:
     """One guest for all tests of a file, by whatever names its inventories know it."""
-    with Guest(memory=128) as running:
+    with Guest(memory=128, buffer=8, rest=50) as running:
         yield running
 
 

@@ -28,7 +28,7 @@ TYPES: dict[str, Any] = {
 @pytest.fixture(scope="module")
 def guest() -> Iterator[Guest]:
     """With two disks, so that they can be told apart."""
-    with Guest(memory=128, disks=(DiskSpec(64), DiskSpec(64))) as running:
+    with Guest(memory=128, buffer=8, rest=50, disks=(DiskSpec(64), DiskSpec(64))) as running:
         yield running
 
 

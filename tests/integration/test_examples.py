@@ -34,7 +34,7 @@ def web1() -> Iterator[Guest]:
     """The guest of the examples, at the place that they name."""
     if WHERE.exists():
         pytest.skip(f"{WHERE} exists on this machine")
-    with Guest(memory=128, disks=(DiskSpec(64), DiskSpec(64))) as guest:
+    with Guest(memory=128, buffer=8, rest=50, disks=(DiskSpec(64), DiskSpec(64))) as guest:
         try:
             (WHERE / "web1").mkdir(parents=True)
             (WHERE / "web1" / "qmp.sock").symlink_to(guest.qmp_path)

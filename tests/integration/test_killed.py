@@ -26,7 +26,7 @@ SLOW = {"bandwidth": "8M", "compression": "none"}
 
 @pytest.fixture
 def guest() -> Iterator[Guest]:
-    with Guest(memory=128) as running:
+    with Guest(memory=128, buffer=8, rest=50) as running:
         yield running
 
 

@@ -85,7 +85,7 @@ def clean(guest: Guest) -> None:
         nodes = qmp.execute("query-named-block-nodes")
         assert [node for node in nodes if node["node-name"].startswith("livesnap-")] == []
         assert qmp.execute("query-fdsets") == []
-    assert not list(RUN.glob(f"guest/{guest.pid}-*"))
+    assert run_dir(guest) is None
     assert not list(RUN.glob(f"lock/{guest.pid}-*"))
     targets = []
     for path in Path(f"/proc/{guest.pid}/fd").iterdir():
@@ -94,10 +94,17 @@ def clean(guest: Guest) -> None:
     assert not [target for target in targets if "userfaultfd" in target]
 
 
+def run_dirs(pattern: str = "*") -> list[Path]:
+    """The run folders whose names are like that; what is above them comes and goes with them."""
+    try:
+        return list(RUN.glob(f"guest/{pattern}"))
+    except FileNotFoundError:
+        return []
+
+
 def run_dir(guest: Guest) -> Path | None:
     """The run folder of a guest, if there is one."""
-    found = list(RUN.glob(f"guest/{guest.pid}-*"))
-    return found[0] if found else None
+    return next(iter(run_dirs(f"{guest.pid}-*")), None)
 
 
 def read(path: Path) -> dict[str, Any]:

@@ -4,7 +4,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import threading
 import time
@@ -13,7 +12,7 @@ from collections.abc import Iterator
 import pytest
 from ansible_collections.livesnap.qemu.plugins.module_utils import _recover
 from ansible_collections.livesnap.qemu.plugins.module_utils._errors import LivesnapError
-from bracket_kit import RUN, fault, state
+from bracket_kit import fault, read, run_dirs, state
 from lab import DiskSpec, Domain, Libvirtd
 from taking import TestStore, as_module, helper, verdict
 
@@ -41,15 +40,15 @@ def well(domain: Domain) -> None:
 
 
 def stopped_owners() -> list[int]:
-    owners = [json.loads(path.read_text())["pid"] for path in RUN.glob("guest/*/owner.json")]
-    return [pid for pid in owners if state(pid) == "T"]
+    owners = [read(folder / "owner.json").get("pid") for folder in run_dirs()]
+    return [pid for pid in owners if pid and state(pid) == "T"]
 
 
 def wait_running(domain: Domain, limit: float) -> None:
     deadline = time.monotonic() + limit
     while domain.virsh("domstate").strip() != "running":
         assert time.monotonic() < deadline, [
-            path.read_text() for path in RUN.glob("guest/*/guard.json")]
+            read(folder / "guard.json") for folder in run_dirs()]
         time.sleep(0.05)
 
 
@@ -72,7 +71,7 @@ def test_owner_fails_at(step: str, action: str, domain: Domain, store: TestStore
     wait_running(domain, max(0.5, begun + 2 * DEADLINE - time.monotonic()))
     assert bool(recover(store)) == (action != "RAISE")
     well(domain)
-    assert not list(store.path.glob("*/*")) and not list(RUN.glob("guest/*"))
+    assert not list(store.path.glob("*/*")) and not run_dirs()
     result = store.take(domain, "one", **QUICK)
     assert verdict(domain, result, domain.witness()["pages"]) == ""
 

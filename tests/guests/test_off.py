@@ -30,7 +30,7 @@ from ansible_collections.livesnap.qemu.plugins.module_utils._host.info import (
 )
 from ansible_collections.livesnap.qemu.plugins.module_utils._store import manifest
 from ansible_collections.livesnap.qemu.plugins.module_utils._store.listing import list_snapshots
-from bracket_kit import RUN, fault, state, wait
+from bracket_kit import RUN, fault, read, run_dirs, state, wait
 from lab import DiskSpec, Domain, LabError, Libvirtd, disk_state
 from taking import TestStore, as_module, folder_of, helper, images_of, verdict
 
@@ -100,7 +100,7 @@ def test_disks_of_a_domain_that_is_off(domain: Domain, store: TestStore) -> None
     xml = domain.virsh("dumpxml", "--inactive", "--security-info")
     assert (folder / "domain.xml").read_text().strip() == xml.strip()
     assert [each["problem"] for each in list_snapshots(str(store.path))] == [None]
-    assert not list(RUN.glob("guest/*")) and not list(RUN.glob("lock/*"))
+    assert not run_dirs() and not list(RUN.glob("lock/*"))
 
 
 def test_what_is_off_has_no_ram_to_ask_for(domain: Domain, store: TestStore) -> None:
@@ -133,11 +133,10 @@ def test_which_disks(domain: Domain, store: TestStore) -> None:
 
 def stopped_owner() -> int:
     def find() -> int:
-        for path in RUN.glob("guest/off-*/owner.json"):
-            with contextlib.suppress(ValueError, OSError):
-                pid = int(path.read_text().partition('"pid": ')[2].partition(",")[0])
-                if state(pid) == "T":
-                    return pid
+        for folder in run_dirs("off-*"):
+            pid = int(read(folder / "owner.json").get("pid", 0))
+            if pid and state(pid) == "T":
+                return pid
         return 0
 
     return int(wait(find, 30.0))
@@ -221,13 +220,13 @@ def test_what_somebody_else_writes_is_seen(domain: Domain, store: TestStore) -> 
 
     with pytest.raises(LivesnapError, match=r"disk0\.raw' was written to while it was copied"):
         meanwhile(store, domain, write)
-    assert not list(store.path.glob("*/*")) and not list(RUN.glob("guest/*"))
+    assert not list(store.path.glob("*/*")) and not run_dirs()
 
 
 def test_a_copy_is_aborted_on_request(domain: Domain, store: TestStore) -> None:
     with pytest.raises(LivesnapError, match="'one' of guest 'resting' failed: it was aborted on"):
         meanwhile(store, domain, lambda: os.kill(stopped_owner(), signal.SIGTERM))
-    assert not list(store.path.glob("*/*")) and not list(RUN.glob("guest/*"))
+    assert not list(store.path.glob("*/*")) and not run_dirs()
 
 
 def test_an_image_that_is_in_use(domain: Domain, store: TestStore) -> None:
@@ -265,7 +264,7 @@ def test_the_owner_dies(step: str, domain: Domain, store: TestStore) -> None:
     wait(lambda: _recover.plan_recovery(str(store.path), None), 20)
     said = as_module(lambda: _recover.recover(str(store.path), None, helper()))
     assert len(said) == 1 and "snapshot 'one' of guest 'resting'" in said[0]
-    assert not list(store.path.glob("*/*")) and not list(RUN.glob("guest/*"))
+    assert not list(store.path.glob("*/*")) and not run_dirs()
     assert store.take(domain, "one", **OFF)["recovered"] == []
 
 

@@ -51,16 +51,13 @@ def shell_scripts() -> list[str]:
 
 
 def chosen_cores() -> dict[str, str]:
-    """All of them, at short size the oldest and the newest: what suits both suits those between."""
+    """All of them, at short size the oldest and the newest."""
     short = os.environ.get("ROUNDS", "short") == "short"
     return {core: CORES[core] for core in ((min(CORES), max(CORES)) if short else CORES)}
 
 
 def left_out(core: str) -> list[str]:
-    """What an older ansible-core does not have to do at short size: half of its time is pylint.
-
-    The newest one's asks for all that theirs ask for.
-    """
+    """What an older ansible-core leaves to the newest at short size: half of its time is pylint."""
     short = os.environ.get("ROUNDS", "short") == "short"
     return ["--skip-test", "pylint"] if short and core != max(CORES) else []
 

@@ -168,9 +168,7 @@ def test_module_is_killed(step: str, guest: Guest, place: Place) -> None:
     assert _recover.recover(str(place.root), place.name, helper()) == []
 
 
-@pytest.mark.parametrize(
-    "step", FAULT_POINTS if os.environ.get("ROUNDS") == "full" else FAULT_POINTS[::3]
-)
+@pytest.mark.parametrize("step", FAULT_POINTS)
 def test_module_hangs(step: str, guest: Guest, place: Place) -> None:
     """The owner does not need it; when it goes on, it returns what the owner made."""
     with struck(guest, place, step, "STOP", deadline=9) as run:

@@ -19,11 +19,11 @@ from taking import TestStore, export, helper, images_of, verdict
 
 @pytest.fixture(scope="module")
 def witness() -> Iterator[Guest]:
-    """A buffer that surely has the middle of RAM, where a granule is left out.
+    """It never rests, and its buffer surely has the middle of RAM, where a granule is left out.
 
     Without nokaslr the kernel itself, which nobody writes to, sometimes lies there.
     """
-    with Guest(name="sabotaged", buffer=176, kernel_arguments="nokaslr") as guest:
+    with Guest(name="sabotaged", buffer=176, rest=0, kernel_arguments="nokaslr") as guest:
         yield guest
 
 

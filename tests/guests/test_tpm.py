@@ -65,7 +65,7 @@ def test_a_guest_with_a_tpm(swtpm: Path, store: TestStore) -> None:
     """Its snapshot says what it lacks, and nothing is made of it."""
     args = ("-chardev", f"socket,id=chip,path={swtpm}", "-tpmdev", "emulator,id=tpm,chardev=chip",
             "-device", "tpm-tis,tpmdev=tpm")
-    with Guest(name="sealed", memory=128, args=args) as guest:
+    with Guest(name="sealed", memory=128, packed=True, args=args) as guest:
         before = registers(guest)
         result = store.take(guest, "one", freeze="never")
         assert verdict(guest, result, guest.witness()["pages"]) == ""
@@ -83,7 +83,7 @@ def test_a_guest_with_a_tpm(swtpm: Path, store: TestStore) -> None:
 def test_a_domain_with_a_tpm(libvirtd: Libvirtd, store: TestStore) -> None:
     """libvirt's own comes back with its domain, and a clone has one for itself."""
     tpm = "<tpm model='tpm-tis'><backend type='emulator' version='2.0'/></tpm>"
-    with Domain(libvirtd, name="sealed", memory=128, devices=tpm) as domain:
+    with Domain(libvirtd, name="sealed", memory=128, packed=True, devices=tpm) as domain:
         pages = domain.witness()["pages"]
         extend(domain)
         before = registers(domain)

@@ -108,10 +108,20 @@ class Console(ABC):
         return states(self.serial_text(since))
 
     def command(self, line: str, limit: float = 60.0) -> None:
-        """Tells the guest's init on its console: "agent run|none|hung", "hook ok|fail"."""
+        """Tells the guest's init on its console: "agent run|none|hung", "hook ok|fail".
+
+        Once more when it says nothing: what comes just as QEMU lets go of the last connection can
+        be lost.
+        """
         since = self._log_size()
-        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
-            connection.settimeout(limit)
-            connection.connect(str(self.serial_path))
-            connection.sendall(line.encode() + b"\n")
-            self.wait_serial(f"lab {line}", since, limit)
+        deadline = time.monotonic() + limit
+        while True:
+            with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
+                connection.settimeout(limit)
+                connection.connect(str(self.serial_path))
+                connection.sendall(line.encode() + b"\n")
+                try:
+                    return self.wait_serial(f"lab {line}", since, 10.0)
+                except LabError:
+                    if time.monotonic() > deadline:
+                        raise

@@ -26,7 +26,7 @@ from .virsh import VirshAgent, VirshMonitor
 
 # What of Guest's options a domain has; for anything else there is XML.
 _KNOWN = {"name", "memory", "buffer", "mixed", "calm", "cpus", "machine", "disks", "agent", "hook",
-          "churn", "kernel_arguments"}
+          "churn", "packed", "rest", "kernel_arguments"}
 
 
 def _checked(given: dict[str, Any]) -> Options:
@@ -74,7 +74,7 @@ class Domain(Console, DomainReach):
                            for index, spec in enumerate(self.options.disks)]
         try:
             self.folder.chmod(0o755)
-            put_images(self.folder)
+            put_images(self.folder, self.options.packed)
             for path, spec in zip(self.disk_paths, self.options.disks):
                 disks.make(path, spec.mib, spec.format)
             (self.folder / "domain.xml").write_text(self._xml(devices))

@@ -72,7 +72,7 @@ class Guest(Console, Reach):
 
     def _make_files(self) -> None:
         self.folder.chmod(0o755)
-        put_images(self.folder)
+        put_images(self.folder, self.options.packed)
         for path, spec in zip(self.disk_paths, self.options.disks):
             disks.make(path, spec.mib, spec.format)
         if self.options.user:

@@ -22,9 +22,10 @@ KVM_LIMIT = 10.0
 
 @dataclass(frozen=True)
 class Images:
-    """Where kernel and initramfs are."""
+    """Where kernel and initramfs are. packed: the kernel as distributed, a bzImage."""
 
     kernel: Path
+    packed: Path
     initrd: Path
 
 
@@ -36,14 +37,16 @@ def images() -> Images:
         stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=600, check=False)
     if done.returncode:
         raise LabError(f"the test guest could not be built:\n{done.stdout}{done.stderr}")
-    return Images(OUT / "kernel.img", OUT / "initrd.img")
+    return Images(OUT / "kernel.img", OUT / "vmlinuz", OUT / "initrd.img")
 
 
-def put_images(folder: Path) -> None:
+def put_images(folder: Path, packed: bool = False) -> None:
     """Kernel and initramfs into the folder: the checkout need not be readable for QEMU."""
     found = images()
+    kernel = found.packed if packed else found.kernel
     # cp leaves out the holes, which are two fifths of a kernel.
-    subprocess.run(["cp", found.kernel, found.initrd, folder], check=True, timeout=60)
+    subprocess.run(["cp", kernel, folder / "kernel.img"], check=True, timeout=60)
+    subprocess.run(["cp", found.initrd, folder / "initrd.img"], check=True, timeout=60)
 
 
 def _boots_under_kvm() -> bool:

@@ -37,7 +37,7 @@ class Incoming(Guest):
 
     def _make_files(self) -> None:
         self.folder.chmod(0o755)
-        put_images(self.folder)
+        put_images(self.folder, self.options.packed)
         for overlay, image in zip(self.disk_paths, self._images):
             subprocess.run(
                 ["qemu-img", "create", "-q", "-f", "qcow2", "-F", image_format(image), "-b",

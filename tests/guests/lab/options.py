@@ -56,6 +56,8 @@ class Options:
     accel: str = "auto"  # auto, kvm or tcg
     paused: bool = False  # start with -S
     thp: bool = True  # False: RAM in 4 KiB pages whatever QEMU asks for
+    # Boot the kernel by its boot protocol, not by PVH, with which the guest has no TPM.
+    packed: bool = False
     kernel_arguments: str = ""
     args: tuple[str, ...] = field(default=())  # more QEMU arguments
 

@@ -22,6 +22,7 @@ from ansible_collections.livesnap.qemu.plugins.module_utils._errors import (
 )
 from ansible_collections.livesnap.qemu.plugins.module_utils._store import files, listing
 from ansible_collections.livesnap.qemu.plugins.module_utils._store.layout import Store
+from ansible_collections.livesnap.qemu.plugins.module_utils._verify.verdict import PASSED
 
 #: Read by the node exporter, which runs as a user of its own.
 _MODE = 0o644
@@ -132,9 +133,9 @@ def of_verdicts(snapshots: Sequence[Mapping[str, Any]]) -> dict[str, Optional[fl
     found: list[tuple[float, bool]] = []
     for snapshot in snapshots:
         for verdict in snapshot.get("verdicts") or []:
-            at = _seconds(verdict.get("at")) if isinstance(verdict, dict) else None
+            at = _seconds(verdict.get("when")) if isinstance(verdict, dict) else None
             if at is not None:
-                found.append((at, verdict.get("ok") is True))
+                found.append((at, verdict.get("result") == PASSED))
     if not found:
         return {}
     at, sound = max(found)

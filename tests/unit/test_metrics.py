@@ -18,6 +18,7 @@ from ansible_collections.livesnap.qemu.plugins.module_utils._errors import Lives
 from ansible_collections.livesnap.qemu.plugins.module_utils._store import listing
 from ansible_collections.livesnap.qemu.plugins.module_utils._store.layout import Store
 from ansible_collections.livesnap.qemu.plugins.module_utils._store.manifest import TIMINGS
+from ansible_collections.livesnap.qemu.plugins.module_utils._verify.verdict import PASSED, make
 from debs import Program, Unavailable
 from hypothesis import given
 from hypothesis import strategies as st
@@ -72,8 +73,8 @@ def values(text: str) -> dict[str, str]:
 
 def test_what_the_store_holds(store: Store, path: Path, promtool: Path) -> None:
     checked = [
-        {"at": "2026-11-20T00:00:00Z", "kind": "images", "ok": False, "detail": ""},
-        {"at": "2026-11-22T00:00:00Z", "kind": "drill", "ok": True, "detail": ""},
+        make("structure", "failed", "2026-11-20T00:00:00Z", "0.1.0", {}),
+        make("drill", PASSED, "2026-11-22T00:00:00Z", "0.1.0", {}),
         "not one",
     ]
     put(store, "old", 9, state={"verdicts": checked})

@@ -14,7 +14,8 @@ REPO = Path(__file__).resolve().parent.parent
 BUILD = REPO / "build"
 BIN = BUILD / "venv" / "bin"
 
-# ansible-core -> the Python that runs it. 2.19 is the newest for 3.11; 2.21 needs 3.12.
+# ansible-core, oldest first -> the Python that runs it. 2.19 is the newest for 3.11; 2.21 needs
+# 3.12.
 CORES = {"2.17.14": "3.11", "2.19.14": "3.11", "2.21.5": "3.13"}
 # The Pythons that ansible-test compiles and imports the modules with, where they are there.
 TARGET_PYTHONS = ("3.9", "3.10", "3.11", "3.12", "3.13")
@@ -50,16 +51,15 @@ def shell_scripts() -> list[str]:
     return found
 
 
-def chosen_cores() -> dict[str, str]:
-    """All of them, at short size the oldest and the newest."""
-    short = os.environ.get("ROUNDS", "short") == "short"
-    return {core: CORES[core] for core in ((min(CORES), max(CORES)) if short else CORES)}
+def sanity() -> dict[str, list[str]]:
+    """ansible-core -> arguments of its ansible-test sanity.
 
-
-def left_out(core: str) -> list[str]:
-    """What an older ansible-core leaves to the newest at short size: half of its time is pylint."""
-    short = os.environ.get("ROUNDS", "short") == "short"
-    return ["--skip-test", "pylint"] if short and core != max(CORES) else []
+    At short size the oldest and the newest run, and leave pylint, half of the time, to the newest.
+    """
+    if os.environ.get("ROUNDS", "short") != "short":
+        return {core: [] for core in CORES}
+    oldest, *_between, newest = CORES
+    return {oldest: ["--skip-test", "pylint"], newest: []}
 
 
 def commands() -> dict[str, list[str] | str]:
@@ -83,11 +83,12 @@ def commands() -> dict[str, list[str] | str]:
         if shutil.which("shellcheck")
         else "shellcheck is not installed"
     )
-    for core, version in chosen_cores().items():
+    for core, arguments in sanity().items():
+        version = CORES[core]
         interpreter = python(version)
         name = f"sanity-{core.rpartition('.')[0]}"
         checks[name] = (
-            [str(REPO / "tests" / "run-sanity"), core, interpreter, *left_out(core)]
+            [str(REPO / "tests" / "run-sanity"), core, interpreter, *arguments]
             if interpreter
             else f"ansible-core {core} needs Python {version}, which is not here"
         )

@@ -13,6 +13,13 @@
 #include "capture_lab.h"
 #include "uffd/uffd.h"
 
+/* What a hunt has of its rounds: with TSan each takes ten times as long. */
+#ifdef __SANITIZE_THREAD__
+#define HUNT_SHARE 5
+#else
+#define HUNT_SHARE 1
+#endif
+
 static struct ls_progress progress;
 
 struct run {

@@ -10,13 +10,6 @@
 #include "capture_run.h"
 #include "support/rounds.h"
 
-/* With TSan each round takes ten times as long. */
-#ifdef __SANITIZE_THREAD__
-#define SHARE 5
-#else
-#define SHARE 1
-#endif
-
 /* Bytes of a block that are in huge pages. */
 static size_t huge_bytes(struct lab *l, unsigned b)
 {
@@ -97,19 +90,19 @@ static void hunt(bool old_pagemap, bool huge, size_t staging, unsigned n)
 static void hunt_small_pages(void **state)
 {
     (void)state;
-    hunt(false, false, 64 << 20, rounds(30, 600) / SHARE);
+    hunt(false, false, 64 << 20, rounds(30, 600) / HUNT_SHARE);
 }
 
 static void hunt_huge_pages(void **state)
 {
     (void)state;
-    hunt(false, true, 64 << 20, rounds(30, 600) / SHARE);
+    hunt(false, true, 64 << 20, rounds(30, 600) / HUNT_SHARE);
 }
 
 static void hunt_old_pagemap(void **state)
 {
     (void)state;
-    hunt(true, true, 64 << 20, rounds(15, 300) / SHARE);
+    hunt(true, true, 64 << 20, rounds(15, 300) / HUNT_SHARE);
 }
 
 static void make_small(struct lab *l)

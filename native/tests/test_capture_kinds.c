@@ -13,13 +13,6 @@
 #include "support/hugepages.h"
 #include "support/rounds.h"
 
-/* With TSan each round takes ten times as long. */
-#ifdef __SANITIZE_THREAD__
-#define SHARE 5
-#else
-#define SHARE 1
-#endif
-
 #define HUGE (2ul << 20)
 #define PAGES 48u /* of the pool */
 #ifndef MFD_HUGE_2MB
@@ -124,14 +117,14 @@ static void hunt_hugetlb(void **state)
 {
     (void)state;
     need_pages(__func__);
-    hunt(false, true, rounds(20, 600) / SHARE);
+    hunt(false, true, rounds(20, 600) / HUNT_SHARE);
 }
 
 static void hunt_hugetlb_old_pagemap(void **state)
 {
     (void)state;
     need_pages(__func__);
-    hunt(true, !ls_pagemap_have_scan(), rounds(10, 300) / SHARE);
+    hunt(true, !ls_pagemap_have_scan(), rounds(10, 300) / HUNT_SHARE);
 }
 
 /* What a file holds and the target never touched belongs to its RAM; holes beside it stay holes,

@@ -18,6 +18,7 @@ for entry in (HERE, HERE.parent, HERE.parent / "guests"):
         sys.path.insert(0, str(entry))
 
 import footprint  # noqa: E402
+from guests import SMALL  # noqa: E402
 from lab import Guest  # noqa: E402
 from runs import LOCAL, REPO, VENV, Controller  # noqa: E402
 
@@ -96,7 +97,7 @@ def bare(prepared: Controller) -> Iterator[Controller]:
 @pytest.fixture(scope="module")
 def guest() -> Iterator[Guest]:
     """One guest for all tests of a file, by whatever names its inventories know it."""
-    with Guest(memory=128, buffer=8, rest=50) as running:
+    with Guest(**SMALL) as running:
         yield running
 
 

@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 import yaml
-from guests import CLONE, HOST_INFO, INFO, MODULE, RECOVER, VERIFY, entry, files, info
+from guests import CLONE, HOST_INFO, INFO, MODULE, RECOVER, SMALL, VERIFY, entry, files, info
 from lab import DiskSpec, Guest
 from runs import Controller, Run, local, play
 
@@ -28,7 +28,7 @@ TYPES: dict[str, Any] = {
 @pytest.fixture(scope="module")
 def guest() -> Iterator[Guest]:
     """With two disks, so that they can be told apart."""
-    with Guest(memory=128, buffer=8, rest=50, disks=(DiskSpec(64), DiskSpec(64))) as running:
+    with Guest(**SMALL, disks=(DiskSpec(64), DiskSpec(64))) as running:
         yield running
 
 

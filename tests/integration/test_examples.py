@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 import yaml
-from guests import MODULE
+from guests import MODULE, SMALL
 from lab import DiskSpec, Guest
 from runs import REPO, Controller, local, play
 
@@ -34,7 +34,7 @@ def web1() -> Iterator[Guest]:
     """The guest of the examples, at the place that they name."""
     if WHERE.exists():
         pytest.skip(f"{WHERE} exists on this machine")
-    with Guest(memory=128, buffer=8, rest=50, disks=(DiskSpec(64), DiskSpec(64))) as guest:
+    with Guest(**SMALL, disks=(DiskSpec(64), DiskSpec(64))) as guest:
         try:
             (WHERE / "web1").mkdir(parents=True)
             (WHERE / "web1" / "qmp.sock").symlink_to(guest.qmp_path)

@@ -11,7 +11,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from guests import INFO, MODULE, entry, info
+from guests import INFO, MODULE, SMALL, entry, info
 from lab import Guest
 from runs import Controller, Run, local, play
 
@@ -101,7 +101,7 @@ def test_one_guest_may_take_so_long_and_no_longer(
 def test_side_by_side(prepared: Controller, guest: Guest, store: Path, tmp_path: Path) -> None:
     """A slow guest, a broken one and two others: the slow one ends last and holds nobody up."""
     before = set((prepared.folder / "async").glob("j*"))
-    with Guest(memory=128, buffer=8, rest=50) as slow:
+    with Guest(**SMALL) as slow:
         guests = [
             entry(slow, "slow", bandwidth="4M", compression="none"),
             {"name": "gone", "qmp_socket": str(tmp_path / "nothing")},

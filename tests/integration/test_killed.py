@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from guests import INFO, MODULE, RECOVER, info, snapshot
+from guests import INFO, MODULE, RECOVER, SMALL, info, snapshot
 from lab import Guest
 from runs import VENV, Controller, local, play
 
@@ -26,7 +26,7 @@ SLOW = {"bandwidth": "8M", "compression": "none"}
 
 @pytest.fixture
 def guest() -> Iterator[Guest]:
-    with Guest(memory=128, buffer=8, rest=50) as running:
+    with Guest(**SMALL) as running:
         yield running
 
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 import yaml
-from guests import INFO, entry, info
+from guests import INFO, SMALL, entry, info
 from lab import Guest
 from runs import VENV, Controller, Run, local, play
 
@@ -65,7 +65,7 @@ def test_units_and_their_own_command(prepared: Controller, tmp_path: Path) -> No
     store = tmp_path / "store"
     store.mkdir(mode=0o711)
     tmp_path.chmod(0o711)
-    with Guest(memory=128, buffer=8, rest=50) as guest:
+    with Guest(**SMALL) as guest:
         own = {"livesnap_guests": [entry(guest, "web1")], "livesnap_store": str(store),
                "livesnap_keep_last": 1}  # fmt: skip
         assert (

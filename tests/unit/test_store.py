@@ -37,7 +37,6 @@ from ansible_collections.livesnap.qemu.plugins.module_utils._store import (
     manifest,
     names,
     rundir,
-    space,
     status,
 )
 from ansible_collections.livesnap.qemu.plugins.module_utils._store.layout import Store
@@ -423,32 +422,6 @@ def test_writing_leaves_no_temporary_file(tmp_path: Path) -> None:
     with pytest.raises(TypeError):
         files.write_json(tmp_path / "y", {"a": object()})
     assert [path.name for path in tmp_path.iterdir()] == ["x"]
-
-
-@given(st.integers(0, 1 << 45), st.integers(0, 1 << 45))
-def test_estimate_is_never_below_the_data(allocated: int, virtual: int) -> None:
-    assert space.qcow2_bytes(allocated, virtual) >= min(allocated, virtual)
-
-
-def test_space_is_refused_with_all_figures(tmp_path: Path) -> None:
-    space.check(tmp_path, 0, 0, "0")
-    with pytest.raises(RefusedError, match=r"RAM 8 EiB.*disks 1 GiB.*free are \S+ \S+;"):
-        space.check(tmp_path, 8 << 60, 1 << 30, "0")
-    with pytest.raises(RefusedError, match=r"RAM 1 KiB.*are to stay free \(reserve '100%'\)"):
-        space.check(tmp_path, 1 << 10, 0, "100%")
-
-
-@pytest.mark.parametrize(("reserve", "bytes_"), [
-    ("0", 0), ("20G", 20 << 30), ("5%", 50), (" 2.5 % ", 25), ("100%", 1000),
-])  # fmt: skip
-def test_a_reserve_is_a_size_or_a_part(reserve: str, bytes_: int) -> None:
-    assert space.reserved(reserve, 1000) == bytes_
-
-
-@pytest.mark.parametrize("reserve", ["101%", "-1", "much", "%", "5%%", "5 % of it"])
-def test_other_reserves_are_quoted(reserve: str) -> None:
-    with pytest.raises(LivesnapError, match=f"reserve '{reserve}'"):
-        space.reserved(reserve, 1000)
 
 
 def _hold(root: Path, key: str, seconds: float, ready: Any) -> None:

@@ -86,7 +86,7 @@ def check(folder: Path, memory: int, disks: int, reserve: str) -> None:
     """Refuse when the largest that the snapshot can become leaves less than the reserve."""
     info = os.statvfs(folder)
     keep = reserved(reserve, info.f_blocks * info.f_frsize)
-    need, free = memory + disks + SLACK, info.f_bavail * info.f_frsize
+    need, free = memory + disks + SLACK, free_bytes(folder)
     if need + keep > free:
         kept = f", and {format_size(keep)} are to stay free (reserve '{reserve}')" if keep else ""
         raise RefusedError(

@@ -110,8 +110,7 @@ class Console(ABC):
     def command(self, line: str, limit: float = 60.0) -> None:
         """Tells the guest's init on its console: "agent run|none|hung", "hook ok|fail".
 
-        Once more when it says nothing: what comes just as QEMU lets go of the last connection can
-        be lost.
+        Once more when it says nothing: one that came right after another was seen to be lost.
         """
         since = self._log_size()
         deadline = time.monotonic() + limit

@@ -38,8 +38,8 @@ class Options:
     buffer: int = 0  # MiB of the witness' buffer; 0: half of the RAM that Linux has
     mixed: bool = False  # half of the buffer's pages cannot be compressed
     calm: int = 0  # MiB that the witness fills besides its buffer, and leaves alone
-    # ms, below 1000, that the witness rests after each MiB. At 6 it writes 150 MB/s and takes an
-    # eighth of a core under TCG; at 0 it writes ten times as much and takes all of one.
+    # ms, below 1000, that the witness rests after each MiB. At 6 it writes 150 MB/s and takes a
+    # fifth of a core under TCG; at 0 it writes ten times as much and takes all of one.
     rest: int = 6
     cpus: int = 1
     machine: str = "pc"

@@ -27,6 +27,7 @@ def test_the_role_has_every_option_with_the_tables_default() -> None:
     of_guest = {
         key: described(value) for key, value in options.pop("retention_guests")["options"].items()
     }
+    assert described(options.pop("retention_metrics")) == {"type": "str", "default": ""}
     assert {key: described(value) for key, value in options.items()} == {
         f"retention_{option.name}": option.spec() for option in (_options.STORE, *_options.KEEP)
     }

@@ -83,7 +83,7 @@ def retention(rounds: int, count: int = COUNT) -> dict[str, Any]:
     """A real snapshot's manifest, many times over; each round in a process of its own."""
     store = TestStore()
     try:
-        with Guest(name="model", memory=128) as guest:
+        with Guest(name="model", memory=128, buffer=0) as guest:
             folder = folder_of(store.take(guest, "one", freeze="never"))
         _multiply(folder, count)
         size = (folder / manifest.NAME).stat().st_size

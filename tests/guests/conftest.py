@@ -61,8 +61,11 @@ def make_guest() -> Iterator[Callable[..., Guest]]:
 
 @pytest.fixture(scope="module")
 def guest() -> Iterator[Guest]:
-    """A guest for a whole module; its tests leave it running, thawed, with its agent."""
-    with Guest() as running:
+    """A guest for a whole module; its tests leave it running, thawed, with its agent.
+
+    It does little: most of its time is spent on somebody who dies, and on deadlines.
+    """
+    with Guest(buffer=8, rest=24) as running:
         yield running
 
 

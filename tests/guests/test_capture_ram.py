@@ -55,12 +55,14 @@ def snapshot(helper: Path, guest: Guest, folder: Path, **options: Any) -> dict[s
 
 def verdict(helper: Path, guest: Guest, folder: Path) -> str:
     """What the oracle says of it."""
-    subprocess.run([str(helper), "verify", str(folder / "ram.lsnap")], check=True, timeout=60,
-                   stdout=subprocess.DEVNULL)
-    subprocess.run([str(helper), "export", "--format", "raw", str(folder / "ram.lsnap"),
-                    str(folder / "raw")], check=True, timeout=60, stdout=subprocess.DEVNULL)
-    disks = [disk_state(folder / path.name) for path in guest.disk_paths]
-    reason = judge(ram_state(folder / "raw", disks[0].boot), disks, guest.witness()["pages"])
+    pages = guest.witness()["pages"]
+    with guest.still():
+        subprocess.run([str(helper), "verify", str(folder / "ram.lsnap")], check=True, timeout=60,
+                       stdout=subprocess.DEVNULL)
+        subprocess.run([str(helper), "export", "--format", "raw", str(folder / "ram.lsnap"),
+                        str(folder / "raw")], check=True, timeout=60, stdout=subprocess.DEVNULL)
+        disks = [disk_state(folder / path.name) for path in guest.disk_paths]
+        reason = judge(ram_state(folder / "raw", disks[0].boot), disks, pages)
     shutil.rmtree(folder)
     return reason
 
@@ -89,7 +91,7 @@ def test_all_streams_end_after_arm(helper: Path, guest: Guest, tmp_path: Path) -
 def test_rounds(helper: Path, make_guest: Callable[..., Guest], tmp_path: Path,
                 rounds: Callable[[int, int], int]) -> None:
     """Snapshots in a row are of one instant each, and the guest never stops counting."""
-    guest = make_guest(rest=0, memory=256, vga=True, net=True)
+    guest = make_guest(rest=0, memory=256, buffer=0, vga=True, net=True)
     for number in range(rounds(3, 20)):
         for attach in ("device", "inject"):
             folder = tmp_path / f"{number}-{attach}"
@@ -140,7 +142,7 @@ def test_sabotage_is_caught(faulty: Path, make_guest: Callable[..., Guest], tmp_
 
 def test_abort_and_death(helper: Path, make_guest: Callable[..., Guest], tmp_path: Path) -> None:
     """However a capture ends, the guest goes on and no image is left."""
-    guest = make_guest(rest=0, memory=256)
+    guest = make_guest(rest=0, memory=256, buffer=0)
     for number, how in enumerate(("abort", "kill", "leave")):
         image = tmp_path / f"ram{number}"
         capture = Capture(helper, guest, image, compression="none", bandwidth=1 << 20,
@@ -190,7 +192,7 @@ def frozen(tmp_path: Path) -> Iterator[Path]:
 
 def test_store_hangs(helper: Path, make_guest: Callable[..., Guest], frozen: Path) -> None:
     """The writer in D state: the guest is free as soon as keeper and writer are killed."""
-    guest = make_guest(rest=0, memory=256)
+    guest = make_guest(rest=0, memory=256, buffer=0)
     capture = Capture(helper, guest, frozen / "ram.lsnap", compression="none", staging=32 << 20)
     pids = capture.attached()
     with guest.qmp() as qmp:

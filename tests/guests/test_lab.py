@@ -34,7 +34,7 @@ def memory_of(guest: Guest, qmp: QmpClient, file: Path) -> Path:
 @pytest.fixture(scope="module")
 def guest() -> Iterator[Guest]:
     """One whose witness never rests: a second is many of its rounds."""
-    with Guest(rest=0) as running:
+    with Guest(rest=0, buffer=0, fresh=True) as running:
         yield running
 
 

@@ -144,7 +144,7 @@ def test_module_killed_before_the_instant(guest: Guest, place: Place) -> None:
 
 
 def test_lock_says_who_holds_it(guest: Guest, place: Place) -> None:
-    module = in_child(lambda: place.take("one", bandwidth=20 << 20))
+    module = in_child(lambda: place.take("one", bandwidth=5 << 20))
     folder = wait(lambda: run_dir(guest), 20)
     wait(lambda: read(folder / "progress.json").get("phase") == "sweep", 20)
     with pytest.raises(LivesnapError, match=r"locked by process \d+.*snapshot 'one'.*waited 1 s"):

@@ -30,7 +30,7 @@ def names(store: TestStore, guest: Guest) -> list[str]:
 
 
 def test_what_is_kept_restores_and_verifies(store: TestStore) -> None:
-    with Guest(name="pruned", memory=192, rest=0) as guest:
+    with Guest(name="pruned", memory=192, rest=0, buffer=0) as guest:
         pages = guest.witness()["pages"]
         taken = {
             "first": store.take(guest, "first", freeze="never"),

@@ -104,7 +104,8 @@ class Run:
 def guests() -> Iterator[list[Guest]]:
     """Four of them, booted side by side."""
     with contextlib.ExitStack() as stack:
-        made = [Guest(name=f"side{number}", memory=MEMORY, rest=0) for number in range(GUESTS)]
+        made = [Guest(name=f"side{number}", memory=MEMORY, rest=0, buffer=0)
+                for number in range(GUESTS)]
         for guest in made:
             stack.callback(guest.stop)
             guest.start(wait=False)

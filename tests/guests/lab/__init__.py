@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+from . import kept
 from .agent import AgentClient, AgentError
 from .domain import Domain, DomainReach
 from .filesystem import FileSystem
@@ -37,6 +38,7 @@ __all__ = [
     "disk_state",
     "images",
     "judge",
+    "kept",
     "kvm_works",
     "ram_state",
 ]

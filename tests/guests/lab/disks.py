@@ -9,7 +9,7 @@ import json
 import os
 import subprocess
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from .errors import LabError
@@ -36,6 +36,12 @@ def make(path: Path, mib: int, image_format: str) -> None:
     if raw != path:
         _run("qemu-img", "convert", "-f", "raw", "-O", image_format, str(raw), str(path))
         raw.unlink()
+
+
+def versions(images: Sequence[Path]) -> list[tuple[int, int, int]]:
+    """What is not the same any more after something else has written or replaced an image."""
+    found = [image.stat() for image in images]
+    return [(each.st_ino, each.st_size, each.st_mtime_ns) for each in found]
 
 
 def image_format(image: Path) -> str:

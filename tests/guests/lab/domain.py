@@ -15,7 +15,7 @@ from types import TracebackType
 from typing import Any
 from xml.sax.saxutils import escape, quoteattr
 
-from . import disks
+from . import disks, kept
 from .console import BOOT_LIMIT, Console
 from .errors import LabError
 from .images import put_images
@@ -77,6 +77,7 @@ class Domain(Console, DomainReach):
             put_images(self.folder, self.options.packed)
             for path, spec in zip(self.disk_paths, self.options.disks):
                 disks.make(path, spec.mib, spec.format)
+            self._as_made = disks.versions(self.disk_paths)
             (self.folder / "domain.xml").write_text(self._xml(devices))
             libvirtd.virsh("define", str(self.folder / "domain.xml"))
         except BaseException:
@@ -131,18 +132,35 @@ class Domain(Console, DomainReach):
         """Starts it; returns when the witness counts (wait=False: when libvirt has its QEMU)."""
         if self.alive:
             raise LabError("the guest runs already")
+        boot = self._boot() if wait else None
+        lent = boot is not None and boot.there
+        if boot and lent:
+            boot.lend(self.folder, self.disk_paths, self.serial_log)
         mark = self._log_size()
         try:
             self.virsh("start", limit=limit)
             # libvirt writes it for itself, and removes it when the domain ends.
             pid_file = self.libvirtd.folder / "run" / "qemu" / f"{self.name}.pid"
             self.pid = int(pid_file.read_text())
+            if boot and lent:
+                boot.load(self.folder, self.look())
             if wait:
                 self.wait_counting(mark, limit)
+            if boot and boot.again and not lent:
+                boot.keep(self.look(), self.disk_paths, self.serial_log)
         except BaseException:
             self.stop()
             raise
         return self
+
+    def _boot(self) -> kept.Boot | None:
+        """The boots of domains like this one, if it has never run."""
+        if self.libvirtd.kvm or self._as_made != disks.versions(self.disk_paths):
+            return None
+        text = (self.folder / "domain.xml").read_text()
+        for own in (str(self.folder), self.uuid, f"<name>{escape(self.name)}</name>"):
+            text = text.replace(own, "")
+        return kept.boot(text, self.options.memory)
 
     @property
     def alive(self) -> bool:

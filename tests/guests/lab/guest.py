@@ -20,7 +20,9 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from . import disks
+from qemu.qmp import ConnectError
+
+from . import disks, kept
 from .console import BOOT_LIMIT, Console
 from .errors import LabError
 from .images import kvm_works, put_images
@@ -75,6 +77,7 @@ class Guest(Console, Reach):
         put_images(self.folder, self.options.packed)
         for path, spec in zip(self.disk_paths, self.options.disks):
             disks.make(path, spec.mib, spec.format)
+        self._as_made = disks.versions(self.disk_paths)
         if self.options.user:
             entry = pwd.getpwnam(self.options.user)
             for path in [self.folder, *self.folder.iterdir()]:
@@ -88,6 +91,10 @@ class Guest(Console, Reach):
             raise LabError("the guest runs already")
         for path in (self.qmp_path, self.look_path, self.serial_path, self.folder / "agent"):
             path.unlink(missing_ok=True)
+        boot = self._boot() if wait else None
+        lent = boot is not None and boot.there
+        if boot and lent:
+            boot.lend(self.folder, self.disk_paths, self.serial_log)
         mark = self._log_size()
         as_user: dict[str, Any] = {}
         if self.options.user:
@@ -103,12 +110,30 @@ class Guest(Console, Reach):
         self.pid = self._process.pid
         try:
             self._wait_for_socket()
+            if boot and lent:
+                with self._early_look() as monitor:
+                    boot.load(self.folder, monitor)
             if wait and not self.options.paused:
                 self.wait_counting(mark, limit)
+            if boot and boot.again and not lent:
+                with self.look() as monitor:
+                    boot.keep(monitor, self.disk_paths, self.serial_log)
         except BaseException:
             self.stop()
             raise
         return self
+
+    def _boot(self) -> kept.Boot | None:
+        """The boots of guests like this one, if it has never run and is to run at once."""
+        options = self.options
+        first = self._as_made == disks.versions(self.disk_paths)
+        if options.fresh or options.paused or self.accel != "tcg" or not first:
+            return None
+        own = {str(self.folder): "", self.uuid: "", f"\0-name\0{options.name}\0": "\0"}
+        text = "\0".join(self.argv)
+        for each, instead in own.items():
+            text = text.replace(each, instead)
+        return kept.boot(text, options.memory)
 
     def _wait_for_socket(self, limit: float = 20.0) -> None:
         deadline = time.monotonic() + limit
@@ -116,6 +141,18 @@ class Guest(Console, Reach):
             self.check_alive()
             if time.monotonic() > deadline:
                 raise LabError("QEMU made no QMP socket")
+            time.sleep(0.02)
+
+    def _early_look(self, limit: float = 20.0) -> QmpClient:
+        """look() as soon as QEMU answers there: it makes one socket after the other."""
+        deadline = time.monotonic() + limit
+        while True:
+            try:
+                return self.look()
+            except (OSError, ConnectError):
+                self.check_alive()
+                if time.monotonic() > deadline:
+                    raise
             time.sleep(0.02)
 
     def check_alive(self) -> None:

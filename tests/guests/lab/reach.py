@@ -4,9 +4,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import time
 from abc import ABC, abstractmethod
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -90,6 +92,20 @@ class Witnessed(ABC):
             if time.monotonic() > deadline:
                 raise LabError(f"the guest did not boot again: {last}")
             time.sleep(0.3)
+
+    @contextlib.contextmanager
+    def still(self) -> Iterator[None]:
+        """Paused meanwhile, if it runs: while something is judged, it need not take a core."""
+        with self.qmp() as qmp:
+            running = qmp.status() == "running"
+            if running:
+                qmp.execute("stop")
+        try:
+            yield
+        finally:
+            if running:
+                with self.qmp() as qmp:
+                    qmp.execute("cont")
 
     def devices(self) -> dict[str, str]:
         """I/O on each device: name (a disk's serial, net, vga) -> ok or bad; rtc_drift_s."""

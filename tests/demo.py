@@ -171,7 +171,7 @@ def main() -> int:
         )
         install(controller)
         try:
-            with Guest(memory=256, buffer=0, rest=0, fresh=True) as guest:
+            with Guest(memory=256, buffer=64, rest=4, fresh=True) as guest:
                 say(f"   {guest.accel}, {guest.witness()['rate']} rounds a second")
                 tour(controller, guest, folder / "store")
         finally:

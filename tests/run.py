@@ -260,7 +260,7 @@ def fuzz() -> list[Result]:
     """Every parser of others' input, fuzzed; corpora stay in native/build for the next time."""
     if not shutil.which("clang"):
         return [Result("native::fuzz", "skipped", 0.0, "no clang")]
-    seconds = 10 if os.environ.get("ROUNDS", "short") == "short" else 200
+    seconds = 6 if os.environ.get("ROUNDS", "short") == "short" else 200
     log = LOGS / "native-fuzz.log"
     started = time.monotonic()
     code = run(["make", "-C", "native", "fuzz", f"FUZZ_SECONDS={seconds}"], log, limit("native"))

@@ -56,11 +56,35 @@ def asked(guest: Guest, where: Path, name: str, **options: Any) -> dict[str, Any
     return {**given, **options.pop("instead", {}), **options}
 
 
+def snapshot(guest: Guest, where: Path, name: str, **options: Any) -> dict[str, Any]:
+    """The task that takes one."""
+    return {"name": "Snapshot", MODULE: asked(guest, where, name, **options)}
+
+
+def refused(task: dict[str, Any]) -> dict[str, Any]:
+    """A task that fails, and does not end the play."""
+    return {**task, "ignore_errors": True}
+
+
+def planned(task: dict[str, Any]) -> dict[str, Any]:
+    """A task in check mode."""
+    return {**task, "check_mode": True}
+
+
+def there(path: Path) -> dict[str, Any]:
+    """A task that looks whether something is there; its result is read by `seen`."""
+    return {"name": "Look", "ansible.builtin.stat": {"path": str(path), "get_checksum": False}}
+
+
+def seen(run: Run) -> list[bool]:
+    """What the tasks of `there` found, in order."""
+    return [each["stat"]["exists"] for each in run.of("ansible.builtin.stat")]
+
+
 def take(
     controller: Controller, guest: Guest, where: Path, name: str, *more: str, **options: Any
 ) -> Run:
-    given = asked(guest, where, name, **options)
-    return controller.playbook(local(), play({"name": "Snapshot", MODULE: given}), *more)
+    return controller.playbook(local(), play(snapshot(guest, where, name, **options)), *more)
 
 
 def undocumented(documented: dict[str, Any], found: dict[str, Any], path: str = "") -> list[str]:
@@ -130,12 +154,12 @@ def test_labels_and_pin_of_what_is_there(
     change = {"labels": ["two"], "pinned": True}
     predicted = take(prepared, guest, store, "whole", "--check", **change).good().one()
     assert files(store) == before
-    done = take(prepared, guest, store, "whole", **change).good().one()
+    tasks = (snapshot(guest, store, "whole", **change), snapshot(guest, store, "whole"))
+    done, left = prepared.playbook(local(), play(*tasks)).good().of(MODULE)
     for result in (predicted, done):
         assert result["changed"] is True
         assert result["diff"]["before"] == {"labels": ["one"], "pinned": False}
         assert result["diff"]["after"] == change
-    left = take(prepared, guest, store, "whole").good().one()
     assert left["changed"] is False
     assert left["snapshot"]["labels"] == ["two"]
     assert left["snapshot"]["id"] == whole["snapshot"]["id"]
@@ -146,23 +170,27 @@ def test_without_memory_and_what_cannot_be_had_later(
 ) -> None:
     disks = [{"match": "disk1", "scheme": "none"}]
     options: dict[str, Any] = {"memory": False, "freeze": "never", "disks": disks}
-    found = take(prepared, guest, store, "disks", **options).good().one()["snapshot"]
+    lacking = ({"memory": True}, {"memory": False, "freeze": "required"})
+    taken, *others = prepared.playbook(local(), play(
+        snapshot(guest, store, "disks", **options),
+        *(refused(snapshot(guest, store, "disks", **more)) for more in lacking),
+    )).good().of(MODULE)  # fmt: skip
+    found = taken["snapshot"]
     assert (found["memory"], found["engine"], found["timings"]["freeze_ms"]) == (None, None, None)
     assert [disk["node"] for disk in found["disks"]] == ["disk0"]
     assert not (Path(found["path"]) / "ram.lsnap").exists()
-    for more in ({"memory": True}, {"memory": False, "freeze": "required"}):
-        refused = take(prepared, guest, store, "disks", **more)
-        assert refused.code != 0
-        assert "less than what is asked" in refused.one()["msg"]
+    assert len(others) == len(lacking)
+    for other in others:
+        assert other["_outcome"] == "failed" and "less than what is asked" in other["msg"]
 
 
 def test_compression_level_and_none(
     prepared: Controller, guest: Guest, store: Path, whole: dict[str, Any]
 ) -> None:
-    plain = take(prepared, guest, store, "plain", compression="none", freeze="never").good().one()
-    dense = take(
-        prepared, guest, store, "dense", compression="zstd", compression_level=15, freeze="never"
-    ).good().one()  # fmt: skip
+    plain, dense = prepared.playbook(local(), play(
+        snapshot(guest, store, "plain", compression="none", freeze="never"),
+        snapshot(guest, store, "dense", compression="zstd", compression_level=15, freeze="never"),
+    )).good().of(MODULE)  # fmt: skip
     sizes = [each["snapshot"]["memory"]["stored_bytes"] for each in (plain, whole, dense)]
     assert sizes[0] > sizes[1] > sizes[2]
 
@@ -267,61 +295,60 @@ def test_values_that_cannot_be_are_quoted(prepared: Controller, guest: Guest, st
 
 
 def test_absent(prepared: Controller, guest: Guest, store: Path) -> None:
-    take(prepared, guest, store, "gone", memory=False, freeze="never").good()
     task = {"name": "Remove", MODULE: {
         "guest": "web1", "name": "gone", "store": str(store), "state": "absent"}}  # fmt: skip
-    assert prepared.playbook(local(), play(task), "--check").good().one()["changed"] is True
-    assert (store / "web1" / "gone").exists()
-    assert prepared.playbook(local(), play(task)).good().one()["changed"] is True
-    assert not (store / "web1" / "gone").exists()
-    assert prepared.playbook(local(), play(task)).good().one()["changed"] is False
+    look = there(store / "web1" / "gone")
+    run = prepared.playbook(local(), play(
+        snapshot(guest, store, "gone", memory=False, freeze="never"),
+        planned(task), look, task, look, task,
+    )).good()  # fmt: skip
+    assert [each["changed"] for each in run.of(MODULE)] == [True, True, True, False]
+    assert seen(run) == [True, False]
 
 
 def test_info(prepared: Controller, store: Path, whole: dict[str, Any]) -> None:
-    for options, expected in (({"guest": "web1"}, True), ({"guest": "nobody"}, False), ({}, True)):
-        found = prepared.playbook(local(), play(info(store, **options))).good().one(INFO)
+    of_guests = (({"guest": "web1"}, True), ({"guest": "nobody"}, False), ({}, True))
+    run = prepared.playbook(local(), play(
+        *(info(store, **options) for options, _expected in of_guests),
+        info(store, query="[?name=='whole'].engine"),
+        refused(info(store, query="[?")),
+    )).good()  # fmt: skip
+    *listed, queried, wrong = run.of(INFO)
+    for found, (_options, expected) in zip(listed, of_guests, strict=True):
         assert ("whole" in [each["name"] for each in found["snapshots"]]) is expected
-    snapshot = next(each for each in found["snapshots"] if each["name"] == "whole")
+    snapshot = next(each for each in listed[-1]["snapshots"] if each["name"] == "whole")
     documented = returned("livesnap_info")["snapshots"]["contains"]
     of_snapshot = returned("livesnap")["snapshot"]["contains"]
     assert undocumented({**of_snapshot, **documented}, snapshot) == []
-    query = {"query": "[?name=='whole'].engine"}
-    asked = prepared.playbook(local(), play(info(store, **query))).good().one(INFO)
-    assert asked["query_result"] == ["uffd"]
-    wrong = prepared.playbook(local(), play(info(store, query="[?")))
-    assert wrong.code != 0
-    assert "'[?'" in wrong.one(INFO)["msg"]
+    assert queried["query_result"] == ["uffd"]
+    assert wrong["_outcome"] == "failed" and "'[?'" in wrong["msg"]
 
 
-def test_verify(
-    prepared: Controller, guest: Guest, store: Path, whole: dict[str, Any]
-) -> None:
+def test_verify(prepared: Controller, guest: Guest, store: Path, whole: dict[str, Any]) -> None:
     take(prepared, guest, store, "proven", freeze="never").good()
     given = {"guest": "web1", "snapshot": "proven", "store": str(store), "level": "checksum"}
 
-    def ask(*more: str, **options: Any) -> Run:
-        return prepared.playbook(
-            local(), play({"name": "Verify", VERIFY: {**given, **options}}), *more
-        )
+    def task(**options: Any) -> dict[str, Any]:
+        return {"name": "Verify", VERIFY: {**given, **options}}
 
     before = files(store)
     sizes = {"drill_memory": "1G", "drill_timeout": 60, "commands": []}
-    predicted = ask("--check", lock_timeout=1, **sizes).good().one(VERIFY)
+    checked = play(task(lock_timeout=1, **sizes))
+    predicted = prepared.playbook(local(), checked, "--check").good().one(VERIFY)
     assert (predicted["changed"], predicted["verdict"]) == (True, None)
     assert files(store) == before
-    done = ask().good()
-    assert undocumented(returned("livesnap_verify"), own(done.one(VERIFY))) == []
-    assert done.one(VERIFY)["verdict"]["result"] == "passed"
-    found = prepared.playbook(local(), play(info(store))).good().one(INFO)
-    snapshot = next(each for each in found["snapshots"] if each["name"] == "proven")
-    assert snapshot["verdicts"] == [done.one(VERIFY)["verdict"]]
-    assert ask().good().one(VERIFY)["changed"] is False
-    assert ask(max_age="0h").good().one(VERIFY)["changed"] is True
+    run = prepared.playbook(local(), play(task(), info(store), task(), task(max_age="0h"))).good()
+    done, again, aged = run.of(VERIFY)
+    assert undocumented(returned("livesnap_verify"), own(done)) == []
+    assert done["verdict"]["result"] == "passed"
+    snapshot = next(each for each in run.one(INFO)["snapshots"] if each["name"] == "proven")
+    assert snapshot["verdicts"] == [done["verdict"]]
+    assert (again["changed"], aged["changed"]) == (False, True)
     image = store / "web1" / "proven" / "ram.lsnap"
     with image.open("r+b") as file:
         file.seek(-1, 2)
         file.write(b"!")
-    bad = ask(max_age="0h")
+    bad = prepared.playbook(local(), play(task(max_age="0h")))
     assert bad.code != 0
     assert "did not pass 'checksum'" in bad.one(VERIFY)["msg"]
     assert bad.one(VERIFY)["verdict"]["result"] == "failed"
@@ -333,18 +360,17 @@ def test_clone(prepared: Controller, store: Path, whole: dict[str, Any]) -> None
         return {"name": "Clone", CLONE: given}
 
     wanted = {"snapshot": "whole", "lazy": False, "network": False}
-    predicted = prepared.playbook(local(), play(task(**wanted)), "--check").good().one(CLONE)
-    assert (predicted["changed"], predicted["pid"]) == (True, None)
+    other = refused(task(**{**wanted, "network": True}))
     try:
-        made = prepared.playbook(local(), play(task(**wanted))).good().one(CLONE)
+        predicted, made, again, told = prepared.playbook(local(), play(
+            planned(task(**wanted)), task(**wanted), task(**wanted), other,
+        )).good().of(CLONE)  # fmt: skip
+        assert (predicted["changed"], predicted["pid"]) == (True, None)
         assert undocumented(returned("livesnap_clone"), own(made)) == []
         assert Path(made["agent_socket"]).is_socket()
         assert (made["running"], made["lazy"], len(made["overlays"])) == (True, False, 2)
-        again = prepared.playbook(local(), play(task(**wanted))).good().one(CLONE)
         assert (again["changed"], again["pid"]) == (False, made["pid"])
-        other = prepared.playbook(local(), play(task(**{**wanted, "network": True})))
-        assert other.code != 0
-        assert "is there already" in other.one(CLONE)["msg"]
+        assert told["_outcome"] == "failed" and "is there already" in told["msg"]
     finally:
         gone = prepared.playbook(local(), play(task(state="absent"))).good().one(CLONE)
     assert gone["changed"] is True
@@ -357,23 +383,25 @@ def test_recover(prepared: Controller, store: Path, whole: dict[str, Any]) -> No
     left.mkdir(mode=0o711)
     given = {"store": str(store), "guest": "web1", "state": "recovered"}
     task = {"name": "Recover", RECOVER: given}
-    predicted = prepared.playbook(local(), play(task), "--check").good().one(RECOVER)
+    run = prepared.playbook(local(), play(planned(task), there(left), task, there(left), task))
+    predicted, done, again = run.good().of(RECOVER)
     assert predicted["changed"] is True
     assert "torn" in predicted["recovered"][0]
-    assert left.exists()
-    done = prepared.playbook(local(), play(task)).good().one(RECOVER)
+    assert seen(run) == [True, False]
     assert undocumented(returned("livesnap_recover"), own(done)) == []
     assert done["changed"] is True
     assert done["actions"] == done["recovered"]
-    assert not left.exists()
-    assert prepared.playbook(local(), play(task)).good().one(RECOVER)["changed"] is False
+    assert again["changed"] is False
 
 
 def test_host_info(prepared: Controller, guest: Guest, store: Path, tmp_path: Path) -> None:
     def ask(where: Path, *guests: dict[str, Any], **options: Any) -> Run:
         given = {"guests": list(guests), "store": str(where), "uri": "qemu:///system?socket=/nil"}
-        return prepared.playbook(local(), play({"name": "Ask", HOST_INFO: {**given, **options}}),
-                                 *(["--check"] if where is tmp_path else []))
+        return prepared.playbook(
+            local(),
+            play({"name": "Ask", HOST_INFO: {**given, **options}}),
+            *(["--check"] if where is tmp_path else []),
+        )
 
     silent = {key: value for key, value in entry(guest, "web2").items() if key != "agent_socket"}
     gone = {"name": "gone", "qmp_socket": str(tmp_path / "nothing")}
@@ -398,9 +426,13 @@ def test_host_info(prepared: Controller, guest: Guest, store: Path, tmp_path: Pa
     assert other["engines"]["uffd"] == {"possible": False, "reasons": [other["problem"]]}
     checked = ask(tmp_path, entry(guest, "web1")).good().one(HOST_INFO)["host"]["guests"][0]
     assert checked == web1
-    wrong = ({"select": "@", "uri": "qemu:///system?socket=/nil"},
-             {"select": "@", "uri": "xen:///"}, {"guests": [{**gone, "name": "web/1"}]})
-    failed = prepared.playbook(local(), play(
-        *({"name": "Fails", HOST_INFO: each} for each in wrong), ignore_errors=True))
+    wrong = (
+        {"select": "@", "uri": "qemu:///system?socket=/nil"},
+        {"select": "@", "uri": "xen:///"},
+        {"guests": [{**gone, "name": "web/1"}]},
+    )
+    failed = prepared.playbook(
+        local(), play(*({"name": "Fails", HOST_INFO: each} for each in wrong), ignore_errors=True)
+    )
     for found, word in zip(failed.of(HOST_INFO), ("/nil", "uri 'xen:///'", "'web/1'"), strict=True):
         assert found["_outcome"] == "failed" and word in found["msg"]

@@ -183,27 +183,16 @@ def test_livesnap_helper(prepared: Controller, store: Path) -> None:
     assert all(each["version"] for each in found.values())
 
 
-def test_slot(prepared: Controller, store: Path) -> None:
-    task = examples("filter", "slot")[0]
-    found = run(prepared, store, [task])[task["name"]]
-    assert found["msg"]["name"].endswith("Z")
-
-
-def test_simulate(prepared: Controller, store: Path) -> None:
-    task = examples("filter", "simulate")[0]
-    found = run(prepared, store, [task])[task["name"]]
-    assert found["msg"][0] == "168 snapshots taken, 12 left at the end, 12 at most"
-
-
-def test_to_check(prepared: Controller, store: Path) -> None:
-    task = examples("filter", "to_check")[0]
-    assert run(prepared, store, [task])[task["name"]]["msg"] == []
-
-
-def test_report(prepared: Controller, store: Path, tmp_path: Path) -> None:
-    task = examples("filter", "report")[0]
-    task["ansible.builtin.copy"]["dest"] = str(tmp_path / "report.html")
-    run(prepared, store, [task])
+def test_filters(prepared: Controller, store: Path, tmp_path: Path) -> None:
+    tasks = {
+        name: examples("filter", name)[0] for name in ("slot", "simulate", "to_check", "report")
+    }
+    tasks["report"]["ansible.builtin.copy"]["dest"] = str(tmp_path / "report.html")
+    found = run(prepared, store, list(tasks.values()))
+    said = {name: found[task["name"]].get("msg") for name, task in tasks.items()}
+    assert said["slot"]["name"].endswith("Z")
+    assert said["simulate"][0] == "168 snapshots taken, 12 left at the end, 12 at most"
+    assert said["to_check"] == []
     assert "no snapshot of any guest" in (tmp_path / "report.html").read_text()
 
 

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import platform
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import footprint
@@ -70,23 +71,27 @@ def test_removing_the_helper_is_predicted_and_done(prepared: Controller) -> None
     assert not TARGET.exists()
 
 
-def test_twenty_hosts_and_an_empty_cache_make_one_build(
-    prepared: Controller, no_helper: None, tmp_path: Path
+def test_many_hosts_and_an_empty_cache_make_one_build(
+    prepared: Controller,
+    no_helper: None,
+    tmp_path: Path,
+    rounds: Callable[[int, int], int],
 ) -> None:
+    count = rounds(6, 20)
     counted = tmp_path / "bin"
     counted.mkdir()
     log = tmp_path / "builds"
     (counted / "make").write_text(f'#!/bin/sh\necho build >>{log}\nexec /usr/bin/make "$@"\n')
     (counted / "make").chmod(0o755)
-    hosts = {f"hv{number}": {"ansible_connection": "local"} for number in range(20)}
+    hosts = {f"hv{number}": {"ansible_connection": "local"} for number in range(count)}
     run = prepared.playbook(
         {"hosts": hosts},
         play(ASK),
-        "--forks=20",
+        f"--forks={count}",
         PATH=f"{counted}:{prepared.environment['PATH']}",
         XDG_CACHE_HOME=str(tmp_path / "cache"),
     ).good()
-    assert len(run.of(HELPER)) == 20
+    assert len(run.of(HELPER)) == count
     assert log.read_text().splitlines() == ["build"]
     assert {found["version"] for found in run.of(HELPER)} != {None}
 

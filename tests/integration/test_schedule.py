@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import json
 import shlex
 import shutil
 import subprocess
@@ -123,25 +124,35 @@ def test_units_and_their_own_command(prepared: Controller, tmp_path: Path) -> No
     assert gone.recap("hv1")["changed"] == 0
 
 
-@pytest.mark.parametrize(
-    ("timer", "given", "why"),
-    [
-        ({"calendar": "every now and then"}, {}, "every now and then"),
-        ({"name": "a b"}, {}, "letters, digits and hyphens"),
-        ({"calendar": "hourly\nPersistent=no"}, {}, "letters, digits and hyphens"),
-        ({"missed": "twice"}, {}, "twice"),
-        ({}, {"livesnap_schedule_ansible": "/nowhere/ansible-playbook"}, "install ansible-core"),
-        ({}, {"livesnap_schedule_user": "nobody"}, "only a control host"),
-    ],
-)
-def test_what_cannot_be_is_refused_before_anything(
-    controller: Controller, timer: dict[str, str], given: dict[str, str], why: str
-) -> None:
-    inventory = local(
-        livesnap_timers=[{**HOURLY, **timer}], **{
-            "livesnap_schedule_ansible": str(VENV / "ansible-playbook"),
-            "livesnap_schedule_collections": str(controller.collections), **given},
-    )  # fmt: skip
-    run = controller.playbook(inventory, PLAYBOOK)
-    assert run.code == 2 and why in run.text.replace("\\n", " "), run.text
+#: What a host has instead of what works, and what it is told.
+IMPOSSIBLE: list[tuple[dict[str, str], dict[str, str], str]] = [
+    ({"calendar": "every now and then"}, {}, "every now and then"),
+    ({"name": "a b"}, {}, "letters, digits and hyphens"),
+    ({"calendar": "hourly\nPersistent=no"}, {}, "letters, digits and hyphens"),
+    ({"missed": "twice"}, {}, "twice"),
+    ({}, {"livesnap_schedule_ansible": "/nowhere/ansible-playbook"}, "install ansible-core"),
+    ({}, {"livesnap_schedule_user": "nobody"}, "only a control host"),
+]
+
+
+def test_what_cannot_be_is_refused_before_anything(controller: Controller) -> None:
+    common = {
+        "ansible_connection": "local",
+        "livesnap_schedule_ansible": str(VENV / "ansible-playbook"),
+        "livesnap_schedule_collections": str(controller.collections),
+    }
+    hosts = {
+        f"hv{number}": {**common, "livesnap_timers": [{**HOURLY, **timer}], **given}
+        for number, (timer, given, _why) in enumerate(IMPOSSIBLE)
+    }
+    run = controller.playbook({"hosts": hosts}, PLAYBOOK)
+    assert run.code == 2
+    for number, (_timer, _given, why) in enumerate(IMPOSSIBLE):
+        host = f"hv{number}"
+        said = [
+            json.dumps(line["result"]).replace("\\n", " ")
+            for line in run.results
+            if line["host"] == host and line["outcome"] == "failed"
+        ]
+        assert len(said) == 1 and why in said[0], (host, said, run.text)
     assert installed() == [] and not Path("/etc/livesnap").exists()

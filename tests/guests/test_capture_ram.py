@@ -142,7 +142,7 @@ def test_sabotage_is_caught(faulty: Path, make_guest: Callable[..., Guest], tmp_
 
 def test_abort_and_death(helper: Path, make_guest: Callable[..., Guest], tmp_path: Path) -> None:
     """However a capture ends, the guest goes on and no image is left."""
-    guest = make_guest(rest=0, memory=256, buffer=0)
+    guest = make_guest(buffer=64)
     for number, how in enumerate(("abort", "kill", "leave")):
         image = tmp_path / f"ram{number}"
         capture = Capture(helper, guest, image, compression="none", bandwidth=1 << 20,
@@ -192,7 +192,7 @@ def frozen(tmp_path: Path) -> Iterator[Path]:
 
 def test_store_hangs(helper: Path, make_guest: Callable[..., Guest], frozen: Path) -> None:
     """The writer in D state: the guest is free as soon as keeper and writer are killed."""
-    guest = make_guest(rest=0, memory=256, buffer=0)
+    guest = make_guest(buffer=64)
     capture = Capture(helper, guest, frozen / "ram.lsnap", compression="none", staging=32 << 20)
     pids = capture.attached()
     with guest.qmp() as qmp:

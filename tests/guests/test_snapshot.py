@@ -16,7 +16,7 @@ ALL = {"disk0": "ok", "net": "ok", "vga": "ok"}
 @pytest.fixture(scope="module")
 def busy() -> Iterator[Guest]:
     """With a VGA card and a network card: their ROMs are RAM blocks as well."""
-    with Guest(name="busy", rest=0, buffer=0, vga=True, net=True) as guest:
+    with Guest(name="busy", rest=2, buffer=64, vga=True, net=True) as guest:
         yield guest
 
 

@@ -37,7 +37,7 @@ BUILD = REPO / "build"
 LOGS = BUILD / "logs"
 # Seconds after which a linter, a program or a piece of pytest is ended and counted as failed, at
 # short size.
-LIMITS = {"lint": 900, "unit": 600, "native": 900, "guests": 1200, "integration": 1500}
+LIMITS = {"lint": 1500, "unit": 600, "native": 900, "guests": 1200, "integration": 1500}
 # Name -> (folder of the build, variables of make). Sanitized builds have the fault points too.
 VARIANTS = {
     "plain": ("plain", []),
@@ -377,14 +377,24 @@ def run_tiers(tiers: list[str], extra: list[str]) -> tuple[list[Result], str]:
     return found, f"{' and '.join(tiers)} {len(found)} tests in {minutes:.1f} min"
 
 
-def groups(tiers: list[str]) -> list[list[list[str]]]:
-    """Steps, one after the other; in each, what begins together, as tiers that share a pool."""
-    steps = [
-        # The last linter leaves a core to the unit tests.
-        [[tier] for tier in ("lint", "unit") if tier in tiers],
-        [[tier for tier in ("native", "guests", "integration") if tier in tiers]],
-    ]
-    return [step for step in steps if step and step[0]]
+def run_steps(steps: list[list[str]], extra: list[str]) -> list[tuple[list[Result], str]]:
+    """What run_tiers says of each step, one after the other."""
+    found = []
+    for tiers in steps:
+        print(f"== {' '.join(tiers)}", flush=True)
+        found.append(run_tiers(tiers, extra))
+    return found
+
+
+def sequences(tiers: list[str]) -> list[list[list[str]]]:
+    """What runs side by side; in each, steps one after the other, of tiers that share a pool.
+
+    The longest linter takes one core for minutes, and nothing waits for it.
+    """
+    real = [tier for tier in ("native", "guests", "integration") if tier in tiers]
+    steps = [["unit"] if "unit" in tiers else [], real]
+    found = [[["lint"]] if "lint" in tiers else [], [step for step in steps if step]]
+    return [sequence for sequence in found if sequence]
 
 
 def main() -> int:
@@ -400,13 +410,11 @@ def main() -> int:
     started = time.monotonic()
     results: list[Result] = []
     took = []
-    with kept.shelf():
-        for group in groups(arguments):
-            print(f"== {' '.join(tier for tiers in group for tier in tiers)}", flush=True)
-            with ThreadPoolExecutor(len(group)) as pool:
-                for found, words in pool.map(lambda tiers: run_tiers(tiers, extra), group):
-                    took.append(words)
-                    results += found
+    with kept.shelf(), ThreadPoolExecutor() as pool:
+        for sequence in pool.map(lambda steps: run_steps(steps, extra), sequences(arguments)):
+            for found, words in sequence:
+                took.append(words)
+                results += found
     left = footprint.difference(before, footprint.take())
     left += [f"process: {line}" for line in sorted(footprint.marked_processes(mark))]
     results.append(Result("footprint: the machine is as it was", "failed" if left else "passed"))

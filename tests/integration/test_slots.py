@@ -7,9 +7,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from guests import INFO, MODULE, entry, files, info
+from guests import MODULE, entry, files
 from lab import Guest
-from runs import Controller, Run, local, play
+from runs import Controller, Run, local
 from sshd import ordinary_user, sshd
 
 PLAYBOOK = "livesnap.qemu.snapshot"
@@ -22,9 +22,9 @@ def take(
     return controller.playbook(inventory, PLAYBOOK, "-e", f"snapshot_slot={slot}", *options)
 
 
-def names(controller: Controller, store: Path) -> list[str]:
-    found = controller.playbook(local(), play(info(store))).good().one(INFO)
-    return [snapshot["name"] for snapshot in found["snapshots"]]
+def names(store: Path) -> list[str]:
+    """Of the snapshots that are there, in order."""
+    return sorted(path.parent.name for path in store.glob("*/*/manifest.json"))
 
 
 def test_slots_and_check_mode(prepared: Controller, guest: Guest, store: Path) -> None:
@@ -49,7 +49,7 @@ def test_slots_and_check_mode(prepared: Controller, guest: Guest, store: Path) -
     assert files(store) == before
     following = take(prepared, guests, store, "2026-11-23T02:00:00Z").good()
     assert following.recap("hv1")["changed"] == 1
-    assert names(prepared, store) == ["hourly-20261123T0200Z", f"hourly-{first}"]
+    assert names(store) == [f"hourly-{first}", "hourly-20261123T0200Z"]
     guest.counts()
 
 
@@ -63,7 +63,7 @@ def test_one_guest_that_fails_does_not_keep_others_from_theirs(
     assert run.recap("hv1")["rescued"] == 1
     assert "1 of 2 guests have no snapshot" in run.text
     assert str(tmp_path / "nothing") in run.text
-    assert names(prepared, store) == ["hourly-20261123T0100Z"]
+    assert names(store) == ["hourly-20261123T0100Z"]
 
 
 def test_the_running_slot_is_taken_from_the_clock(
@@ -105,6 +105,6 @@ def test_an_ordinary_user_with_sudo_with_and_without_pipelining(
             run = prepared.playbook(inventory, PLAYBOOK, *options).good()
             assert run.recap("hv1")["changed"] == 1
             assert run.one(MODULE)["snapshot"]["complete"] is True
-            again = prepared.playbook(inventory, PLAYBOOK, *options).good()
-            assert again.recap("hv1")["changed"] == 0
-    assert len(names(prepared, store)) == 2
+        again = prepared.playbook(inventory, PLAYBOOK, *options).good()
+        assert again.recap("hv1")["changed"] == 0
+    assert len(names(store)) == 2

@@ -54,7 +54,7 @@ def deviceless(faulty: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def victim(request: pytest.FixtureRequest) -> Iterator[Guest]:
-    """A guest at full speed, as an ordinary user in QEMU's sandbox, or as root."""
+    """A guest at work, as an ordinary user in QEMU's sandbox, or as root."""
     options = {"user": "nobody", "sandbox": True} if request.param == "sandboxed" else {}
     with Guest(memory=128, **options) as guest:
         yield guest

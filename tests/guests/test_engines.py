@@ -238,7 +238,7 @@ def test_another_userfaultfd(guest: Guest, store: TestStore, tmp_path: Path) -> 
 
 #: RAM that has to be stored while the guest stands still, at a pace that takes some seconds.
 SLOW: dict[str, Any] = {"engine": "pause", "allow_pause": True, "compression": "none",
-                        "staging": "32M", "bandwidth": 20 << 20}
+                        "staging": "32M", "bandwidth": 14 << 20}
 
 
 def test_longer_than_the_deadline(guest: Guest, store: TestStore) -> None:

@@ -165,8 +165,8 @@ def test_migrated_copy_lives_and_survives_a_reset(guest: Guest, tmp_path: Path) 
         state = copy.counts()
         assert state["boot"] == before["boot"] and state["counter"] >= before["counter"]
         assert copy.devices()["disk0"] == "ok"
-        mark = copy.serial_log.stat().st_size
         with copy.look() as qmp:
             qmp.execute("system_reset")
-        assert copy.wait_counting(mark)["boot"] != state["boot"]
+        copy.wait_boot(state["boot"])
+        copy.counts()
     guest.counts()

@@ -111,7 +111,7 @@ def test_everything_dies_at_once(step: str, guest: Guest, place: Place) -> None:
 
 
 def test_module_killed_after_the_instant(guest: Guest, place: Place) -> None:
-    module = in_child(lambda: place.take("one", bandwidth=20 << 20))
+    module = in_child(lambda: place.take("one", bandwidth=10 << 20, compression="none"))
     folder = wait(lambda: run_dir(guest), 20)
     wait(lambda: read(folder / "progress.json").get("phase") == "sweep", 20)
     kill(module)

@@ -93,7 +93,9 @@ class Boot:
         for index, image in enumerate(images):
             _copy(self._kept / f"disk{index}", image)
         _copy(self._kept / "serial.log", serial_log)
-        # To load a snapshot, QEMU writes into the image that has it.
+        serial_log.chmod(0o666)
+        # QEMU, perhaps of another user, writes on in the log, and into the image that has the
+        # snapshot, to load it.
         overlay, size = folder / "boot.qcow2", (self._kept / "state").stat().st_size
         subprocess.run(["qemu-img", "create", "-q", "-f", "qcow2", overlay, str(size)], check=True,
                        timeout=60)

@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """Which pieces the tests on real guests are cut into, and what each may find changed by another.
 
-A piece is one pytest in a lane (tests/lane). Four run side by side: much of its time a test waits
+A piece is one pytest in a lane (tests/lane). Three run side by side: part of its time a test waits
 for a guest, a deadline or a disk.
 """
 
@@ -14,7 +14,7 @@ from pathlib import Path
 
 TESTS = Path(__file__).resolve().parent
 LANE = TESTS / "lane"
-WIDTH = 4
+WIDTH = 3
 # They switch the whole machine's KSM on, or fill both cores on purpose.
 ALONE = ("test_keeper_faults", "test_ram_vanishes", "test_side_by_side")
 # The long ones first, so that all lanes end at about the same time.

@@ -37,7 +37,7 @@ BUILD = REPO / "build"
 LOGS = BUILD / "logs"
 # Seconds after which a linter, a program or a piece of pytest is ended and counted as failed, at
 # short size.
-LIMITS = {"lint": 1500, "unit": 600, "native": 900, "guests": 1200, "integration": 1500}
+LIMITS = {"lint": 1500, "unit": 600, "native": 900, "guests": 1200, "integration": 2100}
 # Name -> (folder of the build, variables of make). Sanitized builds have the fault points too.
 VARIANTS = {
     "plain": ("plain", []),

@@ -88,16 +88,17 @@ def test_units_and_their_own_command(prepared: Controller, tmp_path: Path) -> No
         service = UNITS / f"{PREFIX}hourly.service"
         (command,) = setting(service, "ExecStart")
         environment = dict(line.split("=", 1) for line in setting(service, "Environment"))
-        done = subprocess.run(
-            shlex.split(command.replace("$$", "$")),
-            env={"PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
-                 "HOME": str(tmp_path), "ANSIBLE_ASYNC_DIR": str(tmp_path / "async"),
-                 **environment},
-            cwd="/", stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False,
-        )  # fmt: skip
-        assert done.returncode == 0, done.stdout + done.stderr
-        assert "changed=1" in done.stdout
-        assert done.stdout.count("PLAY RECAP") == 2
+        for changed in (True, False):
+            done = subprocess.run(
+                shlex.split(command.replace("$$", "$")),
+                env={"PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
+                     "HOME": str(tmp_path), "ANSIBLE_ASYNC_DIR": str(tmp_path / "async"),
+                     **environment},
+                cwd="/", stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False,
+            )  # fmt: skip
+            assert done.returncode == 0, done.stdout + done.stderr
+            assert ("changed=1" in done.stdout) is changed
+            assert done.stdout.count("PLAY RECAP") == 2
         listed = prepared.playbook(local(), play(info(store))).good().one(INFO)["snapshots"]
         assert [each["name"] for each in listed] == ["hourly-20261123T0100Z"]
         # A step that fails fails the service, and the next runs all the same.

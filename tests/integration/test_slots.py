@@ -105,6 +105,6 @@ def test_an_ordinary_user_with_sudo_with_and_without_pipelining(
             run = prepared.playbook(inventory, PLAYBOOK, *options).good()
             assert run.recap("hv1")["changed"] == 1
             assert run.one(MODULE)["snapshot"]["complete"] is True
-        again = prepared.playbook(inventory, PLAYBOOK, *options).good()
-        assert again.recap("hv1")["changed"] == 0
+            again = prepared.playbook(inventory, PLAYBOOK, *options).good()
+            assert again.recap("hv1")["changed"] == 0
     assert len(names(store)) == 2

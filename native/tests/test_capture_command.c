@@ -101,6 +101,16 @@ static void abort_in_sweep(void **state)
     close_owner(&o);
 }
 
+/* The keeper dies, and nothing is left of it. */
+static void drop(struct owner *o)
+{
+    kill(o->helper, SIGKILL);
+    assert_int_equal(exit_code(o), 256 + SIGKILL);
+    target_goes_on(o);
+    no_image(o);
+    close_owner(o);
+}
+
 static void keeper_killed(void **state)
 {
     struct owner o;
@@ -112,11 +122,7 @@ static void keeper_killed(void **state)
         protect(&o);
         arm(&o);
         usleep(i * 7000);
-        kill(o.helper, SIGKILL);
-        assert_int_equal(exit_code(&o), 256 + SIGKILL);
-        target_goes_on(&o);
-        no_image(&o);
-        close_owner(&o);
+        drop(&o);
     }
 }
 
@@ -196,15 +202,6 @@ static void set_ksm(char c)
     if (write(fd, &c, 1) != 1)
         fail_msg("cannot write " KSM_RUN);
     close(fd);
-}
-
-static void drop(struct owner *o)
-{
-    kill(o->helper, SIGKILL);
-    assert_int_equal(exit_code(o), 256 + SIGKILL);
-    no_image(o);
-    target_goes_on(o);
-    close_owner(o);
 }
 
 /* Each says whether it has seen what it is for. Captures of other tests, which know nothing of

@@ -133,8 +133,7 @@ class Domain(Console, DomainReach):
         if self.alive:
             raise LabError("the guest runs already")
         boot = self._boot() if wait else None
-        lent = boot is not None and boot.there
-        if boot and lent:
+        if boot and boot.there:
             boot.lend(self.folder, self.disk_paths, self.serial_log)
         mark = self._log_size()
         try:
@@ -142,11 +141,11 @@ class Domain(Console, DomainReach):
             # libvirt writes it for itself, and removes it when the domain ends.
             pid_file = self.libvirtd.folder / "run" / "qemu" / f"{self.name}.pid"
             self.pid = int(pid_file.read_text())
-            if boot and lent:
+            if boot and boot.there:
                 boot.load(self.folder, self.look())
             if wait:
                 self.wait_counting(mark, limit)
-            if boot and boot.again and not lent:
+            if boot and boot.wanted:
                 boot.keep(self.look(), self.disk_paths, self.serial_log)
         except BaseException:
             self.stop()

@@ -92,8 +92,7 @@ class Guest(Console, Reach):
         for path in (self.qmp_path, self.look_path, self.serial_path, self.folder / "agent"):
             path.unlink(missing_ok=True)
         boot = self._boot() if wait else None
-        lent = boot is not None and boot.there
-        if boot and lent:
+        if boot and boot.there:
             boot.lend(self.folder, self.disk_paths, self.serial_log)
         mark = self._log_size()
         as_user: dict[str, Any] = {}
@@ -110,12 +109,12 @@ class Guest(Console, Reach):
         self.pid = self._process.pid
         try:
             self._wait_for_socket()
-            if boot and lent:
+            if boot and boot.there:
                 with self._early_look() as monitor:
                     boot.load(self.folder, monitor)
             if wait and not self.options.paused:
                 self.wait_counting(mark, limit)
-            if boot and boot.again and not lent:
+            if boot and boot.wanted:
                 with self.look() as monitor:
                     boot.keep(monitor, self.disk_paths, self.serial_log)
         except BaseException:

@@ -80,10 +80,11 @@ class Boot:
         # The first says that there are such guests; only of those that come again one is kept.
         try:
             self._folder.mkdir()
-            self.again = False
+            again = False
         except FileExistsError:
-            self.again = True
+            again = True
         self.there = self._kept.is_dir()
+        self.wanted = again and not self.there
 
     def lend(self, folder: Path, images: Sequence[Path], serial_log: Path) -> None:
         """Before QEMU starts: gives its disks what belongs to the kept boot, and what it printed.

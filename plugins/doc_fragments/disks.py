@@ -13,7 +13,8 @@ options:
     description:
       - How disks are captured that O(disks) does not say it of. All disks of a snapshot are of the same instant, whichever
         schemes they are captured by.
-      - V(backup) copies each disk into the store while the guest runs on, and leaves the disk's own chain as it is.
+      - V(backup) copies each disk into the store while the guest runs on, and leaves the disk's own chain as it is. Of a disk that an
+        earlier snapshot has a copy of it copies only what was written since.
       - V(reflink) clones image files while the guest stands still, in next to no time. Image and store have to be on the same
         XFS or btrfs, and the image must be raw or qcow2, without a backing file. The clone takes no room at first, and as
         much as the guest overwrites later.

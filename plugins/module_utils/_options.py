@@ -94,6 +94,7 @@ SNAPSHOT: tuple[Option, ...] = (
     Option("disk_scheme", "str", "auto", _SCHEMES),
     DISKS,
     DISK_COMMANDS,
+    Option("max_chain", "int", 16),
     Option("freeze", "str", "auto", ("auto", "required", "never")),
     Option("freeze_timeout", "int", 5),
     Option("deadline", "int", 9),

@@ -11,8 +11,7 @@ from dataclasses import dataclass, field, replace
 from datetime import datetime, timezone, tzinfo
 from typing import Any, Mapping, Optional
 
-from ansible_collections.livesnap.qemu.plugins.module_utils import _deps, _recover
-from ansible_collections.livesnap.qemu.plugins.module_utils._bracket import entry
+from ansible_collections.livesnap.qemu.plugins.module_utils import _deps, _recover, _remove
 from ansible_collections.livesnap.qemu.plugins.module_utils._changes import Changes
 from ansible_collections.livesnap.qemu.plugins.module_utils._errors import (
     LivesnapError,
@@ -143,14 +142,13 @@ def read(request: PruneRequest, store: Store, condition: Any) -> Found:
     found = Found()
     for guest in [request.guest] if request.guest is not None else store.guests():
         newest: Optional[dict[str, Any]] = None
-        whole, making = store.entries(guest)
+        making = store.entries(guest)[1]
         facts = [snapshot_of(listing.look_unfinished(store, guest, name)) for name in making]
         clones = (rundir.root() / "clone" / guest).is_dir()
-        for name in whole:
-            info, fields = listing.examine(store, guest, name)
+        for info, fields in listing.of_guest(store, guest):
             if fields is not None and (newest is None or newest["created"] < fields["created"]):
                 newest = fields
-            standing = entry.clones_of(store, guest, name) if clones else []
+            standing = _remove.clones_of(store, guest, info["name"]) if clones else []
             held = f"clones stand on it: {', '.join(standing)}" if standing else ""
             wanted = info["complete"] and _is_wanted(condition, request.when, info)
             facts.append(snapshot_of(info, wanted=wanted, held=held))
@@ -227,7 +225,7 @@ class _Run:
             self._spare(each, spared)
             return
         try:
-            action = entry.remove_complete(self.store, each.guest, each.name, apply)
+            action = _remove.remove_complete(self.store, each.guest, each.name, apply)
         except LivesnapError as err:
             # Another prune may have been faster.
             if not isinstance(err.__cause__, FileNotFoundError):

@@ -17,12 +17,16 @@ import time
 from pathlib import Path
 from typing import Any, Optional
 
-from ansible_collections.livesnap.qemu.plugins.module_utils import _guard, _hooks
+from ansible_collections.livesnap.qemu.plugins.module_utils import _guard, _hooks, _remove
 from ansible_collections.livesnap.qemu.plugins.module_utils._capture import qemu
 from ansible_collections.livesnap.qemu.plugins.module_utils._capture.capture import kill
 from ansible_collections.livesnap.qemu.plugins.module_utils._clone import standing
 from ansible_collections.livesnap.qemu.plugins.module_utils._connection.domain import Domain
-from ansible_collections.livesnap.qemu.plugins.module_utils._disks import leftovers, outside
+from ansible_collections.livesnap.qemu.plugins.module_utils._disks import (
+    bitmaps,
+    leftovers,
+    outside,
+)
 from ansible_collections.livesnap.qemu.plugins.module_utils._disks.domain_jobs import end_backup
 from ansible_collections.livesnap.qemu.plugins.module_utils._errors import (
     AgentError,
@@ -61,6 +65,7 @@ def plan_recovery(store: str, guest: Optional[str] = None) -> list[str]:
     for name, snapshot in orphans(place, guest):
         if (str(place.root), name, snapshot) not in named:
             said.append(f"would remove unfinished snapshot '{snapshot}' of guest '{name}'")
+    said += _remove.planned(place, guest)
     said += restore_undo.planned(store, guest)
     for clone in standing.unfinished(store, guest):
         said.append(f"would remove unfinished clone '{clone.name}' of guest '{clone.guest}'")
@@ -94,6 +99,11 @@ def recover(store: str, guest: Optional[str] = None, helper: str = "") -> list[s
         said += err.result["recovered"]
         failed.append(str(err))
     try:
+        said += _remove.finish(Store(store), guest)
+    except LivesnapError as err:
+        said += err.result["recovered"]
+        failed.append(str(err))
+    try:
         said += restore_undo.recover_left(store, guest, helper)
     except LivesnapError as err:
         failed.append(str(err))
@@ -120,7 +130,8 @@ def recover_for(store: Store, guest: str, key: str, helper: str) -> list[str]:
                 with GuestLock.acquire(run.key, _about(owner), 1.0):
                     said += undo_run(run, owner)
     said += restore_undo.recover_left(str(store.root), guest, helper)
-    return said + remove_orphans(store, guest) + put_ksm_back(helper)
+    said += remove_orphans(store, guest) + _remove.finish(store, guest)
+    return said + put_ksm_back(helper)
 
 
 def abandoned(guest: Optional[str]) -> list[tuple[rundir.RunDir, dict[str, Any]]]:
@@ -265,6 +276,9 @@ def _undo_in_qemu(
         if isinstance(qmp, Domain) and folder is not None and end_backup(qmp, folder):
             said.append(f"ended the backup job of {what}")
         removed = leftovers.remove(qmp, prefix)
+        if folder is not None and os.path.lexists(folder):
+            # There will be no such snapshot to count from.
+            removed += bitmaps.remove_all(qmp, prefix)
         if removed:
             said.append(f"removed from QEMU what {what} left: " + ", ".join(removed))
         with contextlib.suppress(QmpCommandError):

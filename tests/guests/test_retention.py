@@ -17,8 +17,8 @@ from typing import Any
 from ansible_collections.livesnap.qemu.plugins.module_utils._store import listing
 from ansible_collections.livesnap.qemu.plugins.module_utils._store.layout import Store
 from dying import die_at
-from lab import Guest
-from taking import TestStore, as_module, folder_of, helper, verdict
+from lab import Guest, disk_state
+from taking import TestStore, as_module, folder_of, helper, images_of, verdict
 
 
 def decided(result: dict[str, Any]) -> dict[str, str]:
@@ -35,7 +35,7 @@ def test_what_is_kept_restores_and_verifies(store: TestStore) -> None:
         taken = {
             "first": store.take(guest, "first", freeze="never"),
             "audit": store.take(guest, "audit", freeze="never", labels=["audit"]),
-            "torn": store.take(guest, "torn", freeze="never", memory=False),
+            "torn": store.take(guest, "torn", freeze="never", memory=False, max_chain=0),
             "third": store.take(guest, "third", freeze="never"),
             "pinned": store.take(guest, "pinned", freeze="never", pinned=True),
             "frozen": store.take(guest, "frozen"),
@@ -120,6 +120,22 @@ def killed_at(store: TestStore, step: int, **policy: Any) -> bool:
     return ended != 0
 
 
+def finished(store: TestStore, put_back: Callable[[], None], stride: int) -> list[str]:
+    """Prunes two of four, killed at each step; `put_back` undoes that. What recovery said."""
+    step, recovered = 0, []
+    while killed_at(store, step, keep_last=2):
+        done = store.prune(keep_last=2)
+        recovered += done["recovered"]
+        found = listing.of_guest(Store(str(store.path)), "killed")
+        assert {info["name"]: info["problem"] for info, _fields in found} == {
+            "kept": None, "new": None}, step  # fmt: skip
+        assert store.prune(keep_last=2)["changed"] is False
+        put_back()
+        step += stride
+    assert step > 15
+    return recovered
+
+
 def test_killed_at_every_step_the_next_run_finishes(
     store: TestStore, rounds: Callable[[int, int], int]
 ) -> None:
@@ -127,26 +143,22 @@ def test_killed_at_every_step_the_next_run_finishes(
     with Guest(name="killed", memory=128) as guest:
         pages = guest.witness()["pages"]
         names_taken = ("old", "older", "kept", "new")
-        taken = {name: store.take(guest, name, freeze="never") for name in names_taken}
+        taken = {
+            name: store.take(guest, name, freeze="never", max_chain=0) for name in names_taken
+        }
         place = store.path / "killed"
         aside = store.path.with_name(f"{store.path.name}-aside")
         # Links: whoever writes to a file here writes to that of the kept one.
         shutil.copytree(place, aside, copy_function=os.link)
+
+        def put_back() -> None:
+            for name in ("old", "older"):
+                shutil.copytree(aside / name, place / name, copy_function=os.link)
+
         try:
-            step, recovered = 0, []
-            while killed_at(store, step, keep_last=2):
-                done = store.prune(keep_last=2)
-                recovered += done["recovered"]
-                assert Store(str(store.path)).entries("killed") == (["kept", "new"], []), step
-                for name in ("kept", "new"):
-                    assert listing.look(Store(str(store.path)), "killed", name)["problem"] is None
-                assert store.prune(keep_last=2)["changed"] is False
-                for name in ("old", "older"):
-                    shutil.copytree(aside / name, place / name, copy_function=os.link)
-                step += rounds(2, 1)
+            recovered = finished(store, put_back, rounds(2, 1))
         finally:
             shutil.rmtree(aside)
-        assert step > 15
         assert "removed unfinished snapshot 'old' of guest 'killed'" in recovered
         for name in ("kept", "new"):
             subprocess.run(
@@ -157,6 +169,31 @@ def test_killed_at_every_step_the_next_run_finishes(
         boot = guest.counts()["boot"]
         with store.clone(guest, "kept") as clone:
             assert clone.counts()["boot"] == boot
+
+
+def test_killed_while_it_merges(store: TestStore, rounds: Callable[[int, int], int]) -> None:
+    """The same where those that are kept stand on those that go."""
+    with Guest(name="killed", memory=128) as guest:
+        names_taken = ("old", "older", "kept", "new")
+        taken = {
+            name: store.take(guest, name, freeze="never", memory=False) for name in names_taken
+        }
+        states = {name: disk_state(images_of(taken[name])[0]) for name in ("kept", "new")}
+        place = store.path / "killed"
+        aside = store.path.with_name(f"{store.path.name}-aside")
+        shutil.copytree(place, aside)
+
+        def put_back() -> None:
+            for name, state in states.items():
+                assert disk_state(images_of(taken[name])[0]) == state
+            shutil.rmtree(place)
+            shutil.copytree(aside, place)
+
+        try:
+            recovered = finished(store, put_back, rounds(4, 1))
+        finally:
+            shutil.rmtree(aside)
+        assert any(said.startswith("finished removing snapshot 'old") for said in recovered)
 
 
 def test_a_domain_is_gone_when_it_is_undefined(store: TestStore, make_domain: Any) -> None:

@@ -61,7 +61,8 @@ def disk(folder: Path, damaged: int | None = None) -> Check:
     (folder / "disks/0-vda.qcow2").chmod(0o400)
     run_dir = VerifyDir(f"fs{os.getpid()}", "one")
     run_dir.make()
-    entry = {"match": "vda", "file": "disks/0-vda.qcow2", "bytes": raw.stat().st_size}
+    entry = {"match": "vda", "file": "disks/0-vda.qcow2", "format": "qcow2",
+             "bytes": raw.stat().st_size}
     request = VerifyRequest("/", "fs", "one", "structure")
     return Check(request, folder, {"disks": [entry]}, run_dir)
 

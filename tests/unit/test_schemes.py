@@ -44,7 +44,8 @@ class Left(Scheme):
         SAID.append(f"check {cls.NAME} {subject.guest} {' '.join(disk.node for disk in disks)}")
 
     @classmethod
-    def estimate(cls, qmp: Connection, disks: Sequence[Disk]) -> dict[str, int]:
+    def estimate(
+            cls, subject: Subject, qmp: Connection, disks: Sequence[Disk]) -> dict[str, int]:
         return {disk.node: len(cls.NAME) for disk in disks}
 
     def prepare(self, qmp: Connection) -> None:
@@ -118,7 +119,7 @@ def test_each_scheme_has_its_disks_and_all_have_one_transaction(
     captured.check(SUBJECT, chosen)
     assert SAID == ["check right web1 n0 n3", "check left web1 n1", "check still web1 n2"]
     SAID.clear()
-    estimates = captured.estimate(qmp, chosen)
+    estimates = captured.estimate(SUBJECT, qmp, chosen)
     assert estimates == {"n0": 5, "n1": 4, "n2": 5, "n3": 5}
     disks = captured.CapturedDisks(MAKING, chosen, estimates)
     disks.prepare(qmp)
@@ -134,7 +135,7 @@ def test_each_scheme_has_its_disks_and_all_have_one_transaction(
 def test_all_are_undone_whatever_fails(chosen: list[tuple[Disk, str]]) -> None:
     qmp: Any = Qmp()
     disks = captured.CapturedDisks(
-        MAKING, chosen, captured.estimate(qmp, chosen))
+        MAKING, chosen, captured.estimate(SUBJECT, qmp, chosen))
     assert disks.undo(qmp) == "it stays; it raises"
     assert SAID == ["undo still n2", "undo left n1", "undo right n0 n3"]
 
@@ -142,7 +143,7 @@ def test_all_are_undone_whatever_fails(chosen: list[tuple[Disk, str]]) -> None:
 def test_without_actions_there_is_no_transaction(chosen: list[tuple[Disk, str]]) -> None:
     qmp: Any = Qmp()
     disks = captured.CapturedDisks(
-        MAKING, chosen[2:3], captured.estimate(qmp, chosen[2:3]))
+        MAKING, chosen[2:3], captured.estimate(SUBJECT, qmp, chosen[2:3]))
     disks.commit(qmp, 1.0)
     assert SAID == ["commit still n2"]
 

@@ -13,7 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Optional
 
-from ansible_collections.livesnap.qemu.plugins.module_utils import _recover
+from ansible_collections.livesnap.qemu.plugins.module_utils import _recover, _remove
 from ansible_collections.livesnap.qemu.plugins.module_utils._bracket import (
     off,
     off_run,
@@ -24,7 +24,6 @@ from ansible_collections.livesnap.qemu.plugins.module_utils._bracket.link import
 from ansible_collections.livesnap.qemu.plugins.module_utils._bracket.run import Run
 from ansible_collections.livesnap.qemu.plugins.module_utils._bracket.spec import SnapshotSpec
 from ansible_collections.livesnap.qemu.plugins.module_utils._connection.domain import Domain
-from ansible_collections.livesnap.qemu.plugins.module_utils._disks import outside
 from ansible_collections.livesnap.qemu.plugins.module_utils._errors import (
     LivesnapError,
     QmpConnectError,
@@ -35,7 +34,6 @@ from ansible_collections.livesnap.qemu.plugins.module_utils._guest.process impor
 from ansible_collections.livesnap.qemu.plugins.module_utils._log import log
 from ansible_collections.livesnap.qemu.plugins.module_utils._restore import undo as restore_undo
 from ansible_collections.livesnap.qemu.plugins.module_utils._store import (
-    files,
     listing,
     manifest,
     names,
@@ -331,46 +329,8 @@ def remove(spec: SnapshotSpec, apply: bool) -> dict[str, Any]:
     before: Optional[dict[str, Any]] = None
     if store.exists(spec.guest, spec.name):
         before = listing.look(store, spec.guest, spec.name)
-        actions.append(remove_complete(store, spec.guest, spec.name, apply))
+        actions.append(_remove.remove_complete(store, spec.guest, spec.name, apply))
     return result(before, actions, recovered, [], (_PRESENT if actions else _ABSENT, _ABSENT))
-
-
-def remove_complete(store: Store, guest: str, name: str, apply: bool) -> str:
-    """Remove one that has its name, if nothing stands on it; says so in a sentence."""
-    clones = clones_of(store, guest, name)
-    if clones:
-        raise RefusedError(
-            f"snapshot '{name}' of guest '{guest}' cannot be removed: running clones"
-            f" stand on its images: {', '.join(clones)}",
-            "remove them first (livesnap_clone, state: absent)",
-            "clones",
-        )
-    if restore_undo.needs(str(store.root), guest, name):
-        raise RefusedError(
-            f"snapshot '{name}' of guest '{guest}' cannot be removed: a restore of that guest"
-            " needs it",
-            "wait for its end; livesnap_recover ends one that was cut short",
-            "restore",
-        )
-    if apply:
-        folder = store.retire(guest, name)
-        outside.discard(folder)
-        store.discard(folder)
-    return f"removed snapshot '{name}' of guest '{guest}'"
-
-
-def clones_of(store: Store, guest: str, name: str) -> list[str]:
-    """Names of the running clones whose overlays stand on a snapshot's images."""
-    found = []
-    for path in sorted((rundir.root() / "clone" / guest).glob(".*/state.json")):
-        try:
-            state = files.read_object(path)
-        except StoreError:
-            continue
-        about = (state.get("store"), state.get("guest"), state.get("snapshot"))
-        if about == (str(store.root), guest, name) and rundir.is_process(state):
-            found.append(f"'{path.parent.name[1:]}'")
-    return found
 
 
 def _end(store: Store, spec: SnapshotSpec) -> None:

@@ -96,7 +96,8 @@ def examine(
             "set memory: true, or select a disk",
             "nothing",
         )
-    captured.check(subject(spec, process), selection.chosen)
+    whose = subject(spec, process)
+    captured.check(whose, selection.chosen)
     taken = choose_engine(spec, facts, process, qmp, touch)
     plan = Plan(
         facts=facts,
@@ -105,7 +106,7 @@ def examine(
         engine=taken.engine,
         passed_over=taken.indications,
         selection=selection,
-        disk_estimates=captured.estimate(qmp, selection.chosen),
+        disk_estimates=captured.estimate(whose, qmp, selection.chosen),
         memory_estimate=memory_bytes(facts, process.pid, taken.engine) if spec.memory else 0,
         freeze=False,
         freeze_reason=None,
@@ -145,7 +146,7 @@ def check_state(guest: str, facts: GuestFacts) -> None:
 
 def subject(spec: SnapshotSpec, process: QemuProcess) -> Subject:
     """What schemes have to know of the guest and the store. Pure."""
-    return Subject(spec.guest, spec.store, process, spec.disk_commands)
+    return Subject(spec.guest, spec.store, process, spec.disk_commands, spec.max_chain)
 
 
 def choose_engine(

@@ -19,6 +19,8 @@ from ansible_collections.livesnap.qemu.plugins.module_utils._units import parse_
 
 #: Above this Windows' VSS gives up on a freeze.
 DEADLINE_ADVISED = 9
+#: The longest chain of copies that is made.
+MAX_CHAIN = 64
 
 
 @dataclass(frozen=True)
@@ -38,6 +40,7 @@ class SnapshotSpec:
     disk_scheme: str = "auto"
     disks: list[dict[str, str]] = field(default_factory=list)
     disk_commands: Optional[dict[str, Any]] = None
+    max_chain: int = 16
     freeze: str = "auto"
     freeze_timeout: int = 5
     deadline: int = 9
@@ -114,9 +117,15 @@ class SnapshotSpec:
             ("store_turns", self.store_turns, 0),
             ("turn_timeout", self.turn_timeout, 0),
             ("workers", self.workers, 0),
+            ("max_chain", self.max_chain, 0),
         ):
             if number < least:
                 raise LivesnapError(f"{what} '{number}' is too small", f"the least is {least}")
+        if self.max_chain > MAX_CHAIN:
+            raise LivesnapError(
+                f"max_chain '{self.max_chain}' is too large",
+                f"the most is {MAX_CHAIN}: QEMU has all images of a chain open",
+            )
         if self.engine == "pause" and not self.allow_pause:
             raise LivesnapError(
                 "engine 'pause' stops the guest for as long as its RAM is copied",

@@ -41,7 +41,7 @@ from ansible_collections.livesnap.qemu.plugins.module_utils._guest.waking import
     stand_at_end,
 )
 from ansible_collections.livesnap.qemu.plugins.module_utils._restore.checks import check_machine
-from ansible_collections.livesnap.qemu.plugins.module_utils._store import manifest, rundir
+from ansible_collections.livesnap.qemu.plugins.module_utils._store import chain, rundir
 from ansible_collections.livesnap.qemu.plugins.module_utils._store.layout import Store
 from ansible_collections.livesnap.qemu.plugins.module_utils._store.locks import GuestLock
 
@@ -91,7 +91,7 @@ def read_source(request: CloneRequest) -> Source:
             "livesnap_info lists what is there",
             "no_snapshot",
         )
-    return from_manifest(folder, manifest.read(folder))
+    return from_manifest(folder, chain.read(folder))
 
 
 def mapped_ram(source: Source, lazy: bool) -> Optional[MappedRam]:

@@ -18,7 +18,7 @@ from ansible_collections.livesnap.qemu.plugins.module_utils._clone.source import
 from ansible_collections.livesnap.qemu.plugins.module_utils._disks.scheme import Image
 from ansible_collections.livesnap.qemu.plugins.module_utils._errors import RefusedError
 from ansible_collections.livesnap.qemu.plugins.module_utils._restore.checks import qemu_img
-from ansible_collections.livesnap.qemu.plugins.module_utils._store import manifest
+from ansible_collections.livesnap.qemu.plugins.module_utils._store import chain
 from ansible_collections.livesnap.qemu.plugins.module_utils._store.layout import Store
 
 #: The stream comes in by this descriptor: a sandboxed QEMU may not start 'cat'.
@@ -42,7 +42,7 @@ def plain_restore(
     snapshot cannot be restored at all.
     """
     path = Store(store).snapshot(guest, snapshot)
-    return commands(from_manifest(path, manifest.read(path)), folder, helper)
+    return commands(from_manifest(path, chain.read(path)), folder, helper)
 
 
 def commands(source: Source, folder: str, helper: str) -> list[str]:

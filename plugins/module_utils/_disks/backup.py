@@ -1,6 +1,7 @@
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Scheme backup: a full copy-before-write copy of each disk, into the store.
+"""Scheme backup: a copy-before-write copy of each disk into the store, of what was written since
+an earlier snapshot where that is known, else of all of it.
 
 It begins for all disks at once while the guest is stopped. The guest's own chain, and with it its
 command line, stays as it is.
@@ -12,13 +13,16 @@ fills up must not fail a copy-before-write.
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 from typing import Any, Optional, Sequence, Union
 
 from ansible_collections.livesnap.qemu.plugins.module_utils._connection.connection import (
     Connection,
 )
+from ansible_collections.livesnap.qemu.plugins.module_utils._disks import bitmaps, increment
 from ansible_collections.livesnap.qemu.plugins.module_utils._disks.domain_jobs import DomainJobs
+from ansible_collections.livesnap.qemu.plugins.module_utils._disks.increment import Choice
 from ansible_collections.livesnap.qemu.plugins.module_utils._disks.qemu_jobs import QemuJobs
 from ansible_collections.livesnap.qemu.plugins.module_utils._disks.scheme import (
     Making,
@@ -30,16 +34,20 @@ from ansible_collections.livesnap.qemu.plugins.module_utils._disks.scheme import
 from ansible_collections.livesnap.qemu.plugins.module_utils._disks.target import FORMAT, Target
 from ansible_collections.livesnap.qemu.plugins.module_utils._errors import (
     LivesnapError,
+    QmpCommandError,
     RefusedError,
 )
 from ansible_collections.livesnap.qemu.plugins.module_utils._guest.disks import Disk
 from ansible_collections.livesnap.qemu.plugins.module_utils._run import run_bounded
+from ansible_collections.livesnap.qemu.plugins.module_utils._store import chain
 from ansible_collections.livesnap.qemu.plugins.module_utils._store.space import qcow2_bytes
 
 #: Room for what the guest allocates between the estimate and the instant, bytes.
 _GROWTH = 64 << 20
 #: Seconds that a look at a folder may take: storage may hang.
 _TEST_LIMIT = 10.0
+#: How long a removal in the same folder is waited for before a full copy is made. Seconds.
+_CHAIN_LIMIT = 2.0
 
 
 class Backup(Scheme):
@@ -67,22 +75,22 @@ class Backup(Scheme):
             _check_reach(subject)
 
     @classmethod
-    def estimate(cls, qmp: Connection, disks: Sequence[Disk]) -> dict[str, int]:
+    def estimate(
+        cls, subject: Subject, qmp: Connection, disks: Sequence[Disk]
+    ) -> dict[str, int]:
         """Node name -> the most that the copy can take, bytes. Queries only."""
         nodes = {
             str(node["node-name"]): node
             for node in qmp.execute("query-named-block-nodes", {"flat": False})
         }
         return {
-            disk.node: qcow2_bytes(
-                _allocated(nodes.get(disk.node, {}), disk.virtual_bytes) + _GROWTH,
-                disk.virtual_bytes,
-            )
-            for disk in disks
+            disk.node: _most(nodes.get(disk.node, {}), disk, choice)
+            for disk, choice in zip(disks, increment.query(subject, qmp, disks))
         }
 
     def prepare(self, qmp: Connection) -> None:
         """Make the targets, reserve their room, make QEMU ready. Nothing is copied yet."""
+        self._choose(qmp)
         for target, share in zip(self._targets, self.shares):
             target.make(share.estimate)
         # What libvirt has no name for it cannot copy: the firmware's variables.
@@ -94,6 +102,41 @@ class Backup(Scheme):
             self._jobs.append(QemuJobs(self.making.prefix, others))
         for jobs in self._jobs:
             jobs.prepare(qmp)
+        self._add_bitmaps(qmp)
+
+    def _choose(self, qmp: Connection) -> None:
+        """What the copies stand on: it must not go from here on."""
+        subject = self.making.subject
+        disks = [target.disk for target in self._targets]
+        try:
+            with chain.locked(self.making.folder.parent, _CHAIN_LIMIT, shared=True):
+                choices = increment.query(subject, qmp, disks)
+                bases = [each.base.name for each in choices if each.base is not None]
+                chain.note_needs(self.making.folder, bases)
+        except RefusedError as err:
+            choices = [Choice(None, err.msg)] * len(disks)
+        for target, choice in zip(self._targets, choices):
+            target.choice = choice
+
+    def _add_bitmaps(self, qmp: Connection) -> None:
+        """One that counts from this snapshot on for each disk; of older ones the base's stays."""
+        subject = self.making.subject
+        tag = bitmaps.tag(subject.store, subject.guest)
+        nodes = bitmaps.of_nodes(qmp)
+        for target in self._targets:
+            node, base = nodes.get(target.disk.node, {}), target.choice.base
+            older = [each.name for each in bitmaps.ours(node, tag)]
+            bitmaps.remove(
+                qmp,
+                target.disk.node,
+                [name for name in older if base is None or name != base.bitmap],
+            )
+            if subject.max_chain and not target.disk.target and not target.disk.read_only:
+                name = bitmaps.name_of(self.making.whose["id"], tag)
+                # A disk that cannot have one is copied in full each time, and it is said why.
+                with contextlib.suppress(QmpCommandError):
+                    bitmaps.add(qmp, node, name)
+                    target.bitmap = name
 
     def actions(self) -> list[dict[str, Any]]:
         """The jobs that QEMU begins; none where libvirt does."""
@@ -121,14 +164,18 @@ class Backup(Scheme):
         for target in self._targets:
             info = target.complete(self.making.subject.owner)
             found.append(
-                entry(
-                    self.NAME,
-                    target.disk,
-                    target.file,
-                    FORMAT,
-                    info.st_size,
-                    info.st_blocks * 512,
-                )
+                {
+                    **entry(
+                        self.NAME,
+                        target.disk,
+                        target.file,
+                        FORMAT,
+                        info.st_size,
+                        info.st_blocks * 512,
+                    ),
+                    "base": None if target.choice.base is None else target.choice.base.noted(),
+                    "full_because": target.choice.reason,
+                }
             )
         return found
 
@@ -142,6 +189,8 @@ class Backup(Scheme):
                 problem = str(err)
         for target in self._targets:
             target.close()
+            if target.bitmap:
+                bitmaps.remove(qmp, target.disk.node, [target.bitmap])
         return problem
 
 
@@ -156,6 +205,16 @@ def _check_reach(subject: Subject) -> None:
             "give all folders above it mode 0711, or choose another store",
             "store",
         )
+
+
+def _most(node: dict[str, Any], disk: Disk, choice: Choice) -> int:
+    """Bytes that the copy of a disk can take."""
+    written = (
+        choice.base.dirty
+        if choice.base is not None
+        else _allocated(node, disk.virtual_bytes)
+    )
+    return qcow2_bytes(written + _GROWTH, disk.virtual_bytes)
 
 
 def _allocated(node: dict[str, Any], virtual: int) -> int:

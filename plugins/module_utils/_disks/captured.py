@@ -38,11 +38,11 @@ def check(subject: Subject, chosen: Chosen) -> None:
         SCHEMES[name].check(subject, disks)
 
 
-def estimate(qmp: Connection, chosen: Chosen) -> dict[str, int]:
+def estimate(subject: Subject, qmp: Connection, chosen: Chosen) -> dict[str, int]:
     """Node name -> the most that the disk can take in the store, bytes. Queries only."""
     found: dict[str, int] = {}
     for name, disks in by_scheme(chosen).items():
-        found.update(SCHEMES[name].estimate(qmp, disks))
+        found.update(SCHEMES[name].estimate(subject, qmp, disks))
     return found
 
 

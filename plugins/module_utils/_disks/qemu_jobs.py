@@ -12,7 +12,7 @@ from typing import Any, Sequence
 from ansible_collections.livesnap.qemu.plugins.module_utils._connection.connection import (
     Connection,
 )
-from ansible_collections.livesnap.qemu.plugins.module_utils._disks import leftovers
+from ansible_collections.livesnap.qemu.plugins.module_utils._disks import bitmaps, leftovers
 from ansible_collections.livesnap.qemu.plugins.module_utils._disks.target import FORMAT, Target
 from ansible_collections.livesnap.qemu.plugins.module_utils._errors import LivesnapError
 
@@ -34,6 +34,8 @@ class QemuJobs:
                 {
                     "driver": FORMAT,
                     "node-name": target.node,
+                    # What it stands on is never read here, and QEMU could not open it.
+                    "backing": None,
                     "discard": "unmap",
                     "detect-zeroes": "unmap",
                     "file": {"driver": "file", "filename": f"/dev/fdset/{fdset}"},
@@ -41,20 +43,25 @@ class QemuJobs:
             )
 
     def actions(self) -> list[dict[str, Any]]:
-        """Begin the copies: they are of the instant of the transaction."""
-        return [
-            {
-                "type": "blockdev-backup",
-                "data": {
-                    "job-id": f"{target.node}-job",
-                    "device": target.disk.node,
-                    "target": target.node,
-                    "sync": "full",
-                    "auto-dismiss": False,
-                },
-            }
-            for target in self._targets
-        ]
+        """Begin the copies: they are of the instant of the transaction, and new bitmaps count
+        from it."""
+        found = []
+        for target in self._targets:
+            if target.bitmap:
+                found.append(bitmaps.enable(target.disk.node, target.bitmap))
+            found.append(
+                {
+                    "type": "blockdev-backup",
+                    "data": {
+                        "job-id": f"{target.node}-job",
+                        "device": target.disk.node,
+                        "target": target.node,
+                        **_sync(target),
+                        "auto-dismiss": False,
+                    },
+                }
+            )
+        return found
 
     def commit(self, qmp: Connection, timeout: float) -> None:
         """The transaction has done it all."""
@@ -75,7 +82,10 @@ class QemuJobs:
                     f"the copy of disk '{target.disk.label}' failed: {job['error']}",
                     "is there room in the store?",
                 )
-            size = max(int(job["total-progress"]), target.disk.virtual_bytes)
+            size = int(job["total-progress"])
+            if target.choice.base is None:
+                # It grows when the job has looked at all of the disk.
+                size = max(size, target.disk.virtual_bytes)
             total += size
             if job["status"] == "concluded":
                 done += size
@@ -87,3 +97,11 @@ class QemuJobs:
     def remove(self, qmp: Connection) -> None:
         """Take them out of QEMU, in every state."""
         leftovers.remove(qmp, self._prefix)
+
+
+def _sync(target: Target) -> dict[str, Any]:
+    """What of a disk is copied. A copy that fails leaves its base's bitmap as it is."""
+    base = target.choice.base
+    if base is None:
+        return {"sync": "full"}
+    return {"sync": "bitmap", "bitmap": base.bitmap, "bitmap-mode": "never"}

@@ -64,7 +64,9 @@ class Reflink(Scheme):
                 raise _refused(disk, why)
 
     @classmethod
-    def estimate(cls, qmp: Connection, disks: Sequence[Disk]) -> dict[str, int]:
+    def estimate(
+        cls, subject: Subject, qmp: Connection, disks: Sequence[Disk]
+    ) -> dict[str, int]:
         """Nothing: a clone has no blocks of its own before the guest writes."""
         return dict.fromkeys((disk.node for disk in disks), 0)
 

@@ -26,6 +26,8 @@ class Subject:
     process: QemuProcess
     #: Option disk_commands, as it was given.
     commands: Optional[Mapping[str, Any]] = None
+    #: Option max_chain.
+    max_chain: int = 0
 
     @property
     def owner(self) -> tuple[int, int]:
@@ -93,7 +95,9 @@ class Scheme(ABC):
 
     @classmethod
     @abstractmethod
-    def estimate(cls, qmp: Connection, disks: Sequence[Disk]) -> dict[str, int]:
+    def estimate(
+        cls, subject: Subject, qmp: Connection, disks: Sequence[Disk]
+    ) -> dict[str, int]:
         """Node name -> the most that the disk can take in the store, bytes. Queries only."""
 
     @abstractmethod
@@ -133,7 +137,9 @@ class Outside(Scheme):
     """
 
     @classmethod
-    def estimate(cls, qmp: Connection, disks: Sequence[Disk]) -> dict[str, int]:
+    def estimate(
+        cls, subject: Subject, qmp: Connection, disks: Sequence[Disk]
+    ) -> dict[str, int]:
         """Nothing in the store."""
         return dict.fromkeys((disk.node for disk in disks), 0)
 
@@ -187,4 +193,6 @@ def entry(
         "stored_bytes": allocated,
         "file_bytes": size,
         "source": {"file": disk.file, "format": disk.format},
+        "base": None,
+        "full_because": None,
     }

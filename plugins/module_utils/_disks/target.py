@@ -8,9 +8,10 @@ import contextlib
 import ctypes
 import errno
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
+from ansible_collections.livesnap.qemu.plugins.module_utils._disks.increment import Choice
 from ansible_collections.livesnap.qemu.plugins.module_utils._errors import StoreError
 from ansible_collections.livesnap.qemu.plugins.module_utils._guest.disks import Disk
 from ansible_collections.livesnap.qemu.plugins.module_utils._run import run_bounded
@@ -33,10 +34,15 @@ class Target:
     file: str
     path: Path
     fd: int = -1
+    #: What it stands on.
+    choice: Choice = field(default_factory=Choice)
+    #: Of the disk, that counts from this copy on; '' is none.
+    bitmap: str = ""
 
     def make(self, room: int) -> None:
         """An empty image that root alone may read, with so many bytes reserved for it."""
-        _create(self.path, self.disk.virtual_bytes)
+        base = self.choice.base
+        _create(self.path, self.disk.virtual_bytes, "" if base is None else base.below)
         with files.as_store_error(f"'{self.path}' cannot be opened"):
             self.fd = os.open(self.path, os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC)
         _reserve(self.fd, room, str(self.path))
@@ -60,12 +66,13 @@ class Target:
             self.fd = -1
 
 
-def _create(path: Path, size: int) -> None:
-    """An empty qcow2 file that root alone may read."""
+def _create(path: Path, size: int, below: str) -> None:
+    """An empty qcow2 file that root alone may read; `below`: the image it stands on, or ''."""
     with files.as_store_error(f"'{path}' cannot be made"):
         fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
         os.close(fd)
-    argv = ["qemu-img", "create", "-q", "-f", FORMAT, str(path), str(size)]
+    stands = ["-F", FORMAT, "-b", below] if below else []
+    argv = ["qemu-img", "create", "-q", "-f", FORMAT, *stands, str(path), str(size)]
     done = run_bounded(argv, _QEMU_IMG_LIMIT)
     if done.problem:
         raise StoreError(f"'{path}' cannot be made: 'qemu-img create' {done.problem}")

@@ -35,7 +35,12 @@ from ansible_collections.livesnap.qemu.plugins.module_utils._restore.qemu_guest 
     QemuGuest,
     Start,
 )
-from ansible_collections.livesnap.qemu.plugins.module_utils._store import files, manifest, names
+from ansible_collections.livesnap.qemu.plugins.module_utils._store import (
+    chain,
+    files,
+    manifest,
+    names,
+)
 from ansible_collections.livesnap.qemu.plugins.module_utils._store.layout import Store
 
 #: Kinds of QmpConnectError that say that there is no QEMU: of a domain, and of a socket.
@@ -128,7 +133,7 @@ def read_snapshot(store: Store, guest: str, name: str) -> tuple[Path, dict[str, 
             "livesnap_info lists what is there",
             "no_snapshot",
         )
-    fields = manifest.read(folder)
+    fields = chain.read(folder)
     if fields["memory"] is None or fields["devices"] is None:
         raise RefusedError(
             f"snapshot '{guest}/{name}' has no RAM: a guest cannot go on from it",

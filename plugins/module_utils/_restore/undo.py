@@ -25,7 +25,7 @@ from ansible_collections.livesnap.qemu.plugins.module_utils._restore.domain_gues
 from ansible_collections.livesnap.qemu.plugins.module_utils._restore.guest import Guest, State
 from ansible_collections.livesnap.qemu.plugins.module_utils._restore.journal import Journal
 from ansible_collections.livesnap.qemu.plugins.module_utils._restore.qemu_guest import QemuGuest
-from ansible_collections.livesnap.qemu.plugins.module_utils._store import manifest
+from ansible_collections.livesnap.qemu.plugins.module_utils._store import chain
 from ansible_collections.livesnap.qemu.plugins.module_utils._store.layout import Store
 from ansible_collections.livesnap.qemu.plugins.module_utils._store.locks import (
     GuestLock,
@@ -87,7 +87,7 @@ def _start_again(left: Journal, guest: Guest) -> str:
     state: Optional[State] = None
     if left.kept is not None:
         folder = Store(left.store).snapshot(left.guest, left.kept)
-        state = State.of(folder, manifest.read(folder))
+        state = State.of(folder, chain.read(folder))
 
     def noted(pid: int, started: int) -> None:
         left.brought = [pid, started]

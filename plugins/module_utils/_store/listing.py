@@ -8,6 +8,7 @@ from typing import Any, Mapping, Optional
 
 from ansible_collections.livesnap.qemu.plugins.module_utils._errors import LivesnapError
 from ansible_collections.livesnap.qemu.plugins.module_utils._store import (
+    chain,
     manifest,
     rundir,
     space,
@@ -77,6 +78,35 @@ def examine(store: Store, guest: str, name: str) -> tuple[dict[str, Any], Option
     return found, fields
 
 
+def of_guest(
+    store: Store, guest: str
+) -> list[tuple[dict[str, Any], Optional[dict[str, Any]]]]:
+    """The same of all of a guest, by name. One whose disks stand on what is not there is broken."""
+    found = [examine(store, guest, name) for name in store.entries(guest)[0]]
+    sound = {info["name"]: info for info, fields in found if fields is not None}
+    while True:
+        broken = {name: _broken(store, info, sound) for name, info in sound.items()}
+        broken = {name: problem for name, problem in broken.items() if problem}
+        if not broken:
+            return found
+        for name, problem in broken.items():
+            sound.pop(name).update(complete=False, pinned=True, problem=problem)
+
+
+def _broken(store: Store, info: Mapping[str, Any], sound: Mapping[str, Any]) -> str:
+    """What is wrong with that which the disks of a snapshot stand on directly; '' if nothing."""
+    for disk in info["disks"]:
+        base = disk.get("base")
+        if base is None or sound.get(base["name"], {}).get("id") == base["id"]:
+            continue
+        if not chain.is_merging(store.snapshot(info["guest"], base["name"])):
+            return (
+                f"disk '{disk['match']}' stands on snapshot '{base['name']}' with id {base['id']},"
+                " which is not there, or not sound"
+            )
+    return ""
+
+
 def in_progress(store: Store, guest: str, name: str) -> Optional[dict[str, Any]]:
     """{percent, owner} of the living run that makes it, None when there is none."""
     for run in rundir.all_run_dirs():
@@ -121,9 +151,8 @@ def list_snapshots(store: str, guest: Optional[str] = None) -> list[dict[str, An
     place = Store(store)
     found = []
     for name in [guest] if guest is not None else place.guests():
-        whole, making = place.entries(name)
-        found += [_sized(place, look(place, name, each)) for each in whole]
-        found += [look_unfinished(place, name, each) for each in making]
+        found += [_sized(place, info) for info, _fields in of_guest(place, name)]
+        found += [look_unfinished(place, name, each) for each in place.entries(name)[1]]
     # What has no time yet is newest.
     return sorted(
         found, key=lambda each: (each["created"] or "9", each["guest"], each["name"]), reverse=True

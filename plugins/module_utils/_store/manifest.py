@@ -18,6 +18,8 @@ from ansible_collections.livesnap.qemu.plugins.module_utils._store import files,
 SCHEMA = "livesnap-manifest"
 VERSION = 1
 NAME = "manifest.json"
+#: Of a snapshot that is being removed: what it has goes into the one that stands on it.
+MERGING = "merging.json"
 LIMIT = 4 << 20
 
 _TAIL = re.compile(rb'  "sha256": "([0-9a-f]{64})"\n}\n')
@@ -118,6 +120,7 @@ _MEMORY = _object(
 SCHEMES = ("backup", "command", "internal", "reflink")
 #: Of these, what lies outside of the snapshot's folder, and has no file.
 OUTSIDE = ("command", "internal")
+_BASE = _object(id=names.is_uuid, name=lambda value: not names.problem(value), file=names.is_file)
 _COMMANDS = _object(key=_text, remove=_text, restore=_text)
 _FIELDS_OF_DISK = _object(
     match=_text,
@@ -141,6 +144,9 @@ def _disk(value: Any) -> bool:
         and (value["file"] is None) == (value["scheme"] in OUTSIDE)
         and (value["scheme"] != "command" or _COMMANDS(value.get("commands")))
         and (value["scheme"] != "internal" or _text(value.get("internal")))
+        # These came later.
+        and (value.get("base") is None or (value["scheme"] == "backup" and _BASE(value["base"])))
+        and (value.get("full_because") is None or _text(value["full_because"]))
     )
 
 
@@ -290,6 +296,12 @@ def read(folder: Path) -> dict[str, Any]:
     Names must agree with the folders; each file must be there, a regular file of the recorded size.
     """
     path = folder / NAME
+    if os.path.lexists(folder / MERGING):
+        raise StoreError(
+            f"snapshot '{folder.name}' is being removed: its disks are merged into those of the one"
+            " that stands on it",
+            "livesnap_recover finishes that if nobody is at it any more",
+        )
     fields = decode(files.read_regular(path, LIMIT), f"'{path}'")
     expected = (folder.parent.name, folder.name)
     if (fields["guest"], fields["name"]) != expected:

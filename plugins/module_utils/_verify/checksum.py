@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import os
 import time
-from typing import Any, Optional
+from typing import Any, Optional, Sequence
 
 from ansible_collections.livesnap.qemu.plugins.module_utils._errors import (
     HelperError,
@@ -18,6 +18,7 @@ from ansible_collections.livesnap.qemu.plugins.module_utils._errors import (
 )
 from ansible_collections.livesnap.qemu.plugins.module_utils._helper import HelperProcess
 from ansible_collections.livesnap.qemu.plugins.module_utils._store import manifest, sums
+from ansible_collections.livesnap.qemu.plugins.module_utils._store.chain import Link
 from ansible_collections.livesnap.qemu.plugins.module_utils._verify.request import (
     BadSnapshot,
     Check,
@@ -40,14 +41,23 @@ def check(about: Check) -> dict[str, Any]:
         manifest.check_contents(about.folder, about.fields)
     except StoreError as err:
         raise BadSnapshot(err.msg) from None
-    known = _Known(about)
-    subjects = _disks(about, known)
+    images = _images(about)
+    known = _Known(about, images)
+    subjects = [
+        sums.Subject(
+            link.path,
+            link.disk["file_bytes"],
+            link.disk["checksums"]["chunk_bytes"],
+            known.pieces(link),
+        )
+        for link in images
+    ]
     memory = about.fields["memory"]
     ram = None if memory is None else _Ram(about, known)
     try:
         with sums.Digests(subjects, min(4, os.cpu_count() or 1), stored=True) as digests:
             _follow(about, known, ram, digests)
-            _judge(about, digests.found())
+            _judge(images, digests.found())
     finally:
         if ram is not None:
             ram.end()
@@ -59,18 +69,17 @@ def check(about: Check) -> dict[str, Any]:
     }
 
 
-def _disks(about: Check, known: _Known) -> list[sums.Subject]:
-    """What is read of the disks; a snapshot that is older than their checksums has none."""
+def _images(about: Check) -> list[Link]:
+    """What is read of the disks, and of what they stand on; those that are older than their
+    checksums have none."""
     found = []
     for disk in about.fields["disks"]:
-        if "checksums" in disk:
-            chunk = disk["checksums"]["chunk_bytes"]
-            good = known.pieces(disk)
-            path = about.folder / disk["file"]
-            found.append(sums.Subject(path, disk["file_bytes"], chunk, good))
-        elif disk["file"] is None:
+        if disk["file"] is None:
             about.not_done.append(f"bytes of disk '{disk['match']}': it is not in the store")
-        else:
+            continue
+        links = about.links(disk)
+        found += [link for link in links if "checksums" in link.disk]
+        if any("checksums" not in link.disk for link in links):
             about.not_done.append(
                 f"bytes of disk '{disk['match']}': the snapshot is older than their checksums"
             )
@@ -102,19 +111,23 @@ def _read(digests: sums.Digests) -> bool:
         raise BadSnapshot(err.msg) from None
 
 
-def _judge(about: Check, found: list[dict[int, str]]) -> None:
+def _judge(images: Sequence[Link], found: list[dict[int, str]]) -> None:
     """BadSnapshot that names each piece that is another one."""
     damaged = []
-    disks = [disk for disk in about.fields["disks"] if "checksums" in disk]
-    for disk, digests in zip(disks, found):
-        chunk = disk["checksums"]["chunk_bytes"]
-        for piece, expected in enumerate(disk["checksums"]["sha256"]):
+    for link, digests in zip(images, found):
+        chunk = link.disk["checksums"]["chunk_bytes"]
+        for piece, expected in enumerate(link.disk["checksums"]["sha256"]):
             if digests[piece] != expected:
-                end = min(disk["file_bytes"], (piece + 1) * chunk)
-                damaged.append(f"'{disk['file']}' between byte {piece * chunk} and {end}")
+                end = min(link.disk["file_bytes"], (piece + 1) * chunk)
+                damaged.append(f"'{_label(link)}' between byte {piece * chunk} and {end}")
     if damaged:
         more = f" and {len(damaged) - _NAMED} more places" if len(damaged) > _NAMED else ""
         raise BadSnapshot(f"damaged: {', '.join(damaged[:_NAMED])}{more}")
+
+
+def _label(link: Link) -> str:
+    """An image, as a path below the guest's folder."""
+    return f"{link.folder.name}/{link.disk['file']}"
 
 
 class _Ram:
@@ -174,8 +187,9 @@ class _Ram:
 class _Known:
     """What an earlier check of this very snapshot, which was cut short, had found to be good."""
 
-    def __init__(self, about: Check) -> None:
+    def __init__(self, about: Check, images: Sequence[Link]) -> None:
         self._about = about
+        self._images = images
         note = about.run.read(_DONE) or {}
         age = time.time() - float(note.get("at") or 0)
         if note.get("id") != about.fields["id"] or not 0 <= age < _NOTE_COUNTS:
@@ -184,30 +198,29 @@ class _Known:
         self._good: dict[str, Any] = note.get("disks") or {}
         self.resumed_bytes = about.fields["memory"]["file_bytes"] if self.ram else 0
 
-    def pieces(self, disk: dict[str, Any]) -> dict[int, str]:
-        """Piece -> checksum of those of a disk."""
-        digests = disk["checksums"]["sha256"]
-        good = self._good.get(disk["file"])
+    def pieces(self, link: Link) -> dict[int, str]:
+        """Piece -> checksum of those of an image."""
+        digests = link.disk["checksums"]["sha256"]
+        good = self._good.get(_label(link))
         found = {
             piece: digests[piece]
             for piece in (good if isinstance(good, list) else [])
             if isinstance(piece, int) and 0 <= piece < len(digests)
         }
         self.resumed_bytes += min(
-            disk["file_bytes"], len(found) * int(disk["checksums"]["chunk_bytes"])
+            link.disk["file_bytes"], len(found) * int(link.disk["checksums"]["chunk_bytes"])
         )
         return found
 
     def note(self, found: list[dict[int, str]], ram: bool) -> None:
         """What is good so far."""
-        disks = [disk for disk in self._about.fields["disks"] if "checksums" in disk]
         good = {
-            disk["file"]: [
+            _label(link): [
                 piece
                 for piece, digest in digests.items()
-                if digest == disk["checksums"]["sha256"][piece]
+                if digest == link.disk["checksums"]["sha256"][piece]
             ]
-            for disk, digests in zip(disks, found)
+            for link, digests in zip(self._images, found)
         }
         about = {"id": self._about.fields["id"], "at": time.time(), "ram": ram, "disks": good}
         self._about.run.write(_DONE, about)

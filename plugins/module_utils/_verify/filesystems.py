@@ -10,15 +10,16 @@ whatever ends it. The checkers run as nobody: what they read is the guest's work
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shlex
 import shutil
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, Mapping, Optional
+from typing import Any, Mapping, Optional, Sequence
 
 from ansible_collections.livesnap.qemu.plugins.module_utils._run import Ended, run_bounded
+from ansible_collections.livesnap.qemu.plugins.module_utils._store.chain import Link
 from ansible_collections.livesnap.qemu.plugins.module_utils._verify.request import (
     BadSnapshot,
     Check,
@@ -188,20 +189,20 @@ printf '%s\\n' "$said" | head -n 200 | sed 's/^/ /'
 echo "@@ code $code"
 """
 
-# The image below, never opened to write; above it an overlay in memory; above that a window on it.
+# The images below ("$@"), never opened to write; above them an overlay in memory; above that a
+# window on it.
 _SHOW = """
 set -eu
 PATH=/usr/sbin:/usr/bin:/sbin:/bin:$PATH LC_ALL=C
-work=$1 image=$2 offset=$3 length=$4 overlay=$5 qemu_img=$6
+work=$1 image=$2 format=$3 offset=$4 length=$5 overlay=$6 qemu_img=$7
+shift 7
 mount -t tmpfs -o "size=$overlay,mode=0711,nosuid,nodev" livesnap "$work"
 cd "$work"
 : >p0
-"$qemu_img" create -q -f qcow2 -F qcow2 -b "$image" overlay
-qemu-storage-daemon --daemonize --pidfile pid \\
-    --blockdev "driver=file,node-name=f,filename=$image,read-only=on" \\
-    --blockdev '{"driver":"qcow2","node-name":"b","file":"f","read-only":true,"backing":null}' \\
+"$qemu_img" create -q -f qcow2 -F "$format" -b "$image" overlay
+qemu-storage-daemon --daemonize --pidfile pid "$@" \\
     --blockdev driver=file,node-name=of,filename=overlay \\
-    --blockdev driver=qcow2,node-name=o,file=of,backing=b \\
+    --blockdev driver=qcow2,node-name=o,file=of,backing=b0 \\
     --blockdev "driver=raw,node-name=w,file=o,offset=$offset,size=$length" \\
     --export "type=fuse,id=e,node-name=w,mountpoint=$work/p0,writable=on"
 chown 65534 p0
@@ -224,15 +225,39 @@ def _run(
     limit: float,
 ) -> Ended:
     """A script with a window on the disk, p0, in namespaces of its own."""
-    image = str(Path(about.folder) / disk["file"])
+    links = about.links(disk)
     return run_bounded(
         [
             *("setpriv", "--pdeathsig", "KILL"),
             *("unshare", "--mount", "--propagation", "private", "--pid", "--fork"),
             *("--kill-child", "--mount-proc", "--ipc", "--net"),
             *("sh", "-c", _SHOW + script.replace("@CASES@", _cases()), "livesnap-verify"),
-            *(str(about.run.path), image, str(part.offset), str(part.length)),
-            *(str(_OVERLAY_BYTES), qemu_img),
+            *(str(about.run.path), str(links[0].path), disk["format"]),
+            *(str(part.offset), str(part.length), str(_OVERLAY_BYTES), qemu_img),
+            *_nodes(links),
         ],
         limit,
     )
+
+
+def _nodes(links: Sequence[Link]) -> list[str]:
+    """Options of qemu-storage-daemon for the images of a chain; the uppermost is node b0. Pure."""
+    words = []
+    for number, link in reversed(list(enumerate(links))):
+        file = {
+            "driver": "file",
+            "node-name": f"f{number}",
+            "filename": str(link.path),
+            "read-only": True,
+        }
+        image: dict[str, Any] = {
+            "driver": link.disk["format"],
+            "node-name": f"b{number}",
+            "file": f"f{number}",
+            "read-only": True,
+        }
+        if link.disk["format"] == "qcow2":
+            image["backing"] = f"b{number + 1}" if number + 1 < len(links) else None
+        for node in (file, image):
+            words += ["--blockdev", json.dumps(node)]
+    return words

@@ -5,8 +5,9 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
-from typing import Any, Mapping
+from typing import Any, Mapping, Optional
 
 from ansible_collections.livesnap.qemu.plugins.module_utils._errors import LivesnapError
 from ansible_collections.livesnap.qemu.plugins.module_utils._run import run_bounded
@@ -19,16 +20,11 @@ _LIMIT, _SLOWEST = 60.0, 20 << 20
 _ERRORS, _LEAKS = 2, 3
 
 
-def check(path: Path, disk: Mapping[str, Any], program: str) -> None:
-    """BadSnapshot unless it stands alone, has the disk's size, and its tables are sound."""
+def check(path: Path, disk: Mapping[str, Any], below: Optional[Path], program: str) -> None:
+    """BadSnapshot unless it has the disk's size, its tables are sound, and it stands on `below`
+    and nothing else."""
     about = _info(path, disk["format"], program)
-    backing = about.get("full-backing-filename", about.get("backing-filename"))
-    if backing is not None:
-        missing = "" if Path(str(backing)).exists() else ", which is not there"
-        raise BadSnapshot(
-            f"disk image '{path}' stands on '{backing}'{missing}: its chain is not complete in the"
-            " snapshot"
-        )
+    _check_backing(path, about.get("full-backing-filename", about.get("backing-filename")), below)
     extents = about.get("format-specific", {}).get("data", {})
     if extents.get("data-file"):
         raise BadSnapshot(f"disk image '{path}' has its data in another file")
@@ -47,6 +43,20 @@ def check(path: Path, disk: Mapping[str, Any], program: str) -> None:
         raise BadSnapshot(f"disk image '{path}' has errors: {'; '.join(said)[-300:]}")
     if done.code != 0:
         raise BadSnapshot(f"disk image '{path}' cannot be checked: {done.words}")
+
+
+def _check_backing(path: Path, backing: Optional[str], below: Optional[Path]) -> None:
+    wanted = None if below is None else os.path.normpath(below)
+    if (None if backing is None else os.path.normpath(backing)) == wanted:
+        return
+    if backing is None:
+        raise BadSnapshot(f"disk image '{path}' stands alone; its manifest says on '{below}'")
+    missing = "" if Path(backing).exists() else ", which is not there"
+    expected = f"; its manifest says on '{below}'" if below is not None else ""
+    raise BadSnapshot(
+        f"disk image '{path}' stands on '{backing}'{missing}{expected}: its chain is not complete"
+        " in the store"
+    )
 
 
 def _info(path: Path, kind: str, program: str) -> dict[str, Any]:

@@ -12,9 +12,11 @@ from typing import Any, Mapping, Optional
 from ansible_collections.livesnap.qemu.plugins.module_utils._errors import (
     LivesnapError,
     RefusedError,
+    StoreError,
 )
 from ansible_collections.livesnap.qemu.plugins.module_utils._retention.periods import Duration
-from ansible_collections.livesnap.qemu.plugins.module_utils._store import names
+from ansible_collections.livesnap.qemu.plugins.module_utils._store import chain, names
+from ansible_collections.livesnap.qemu.plugins.module_utils._store.chain import Link
 from ansible_collections.livesnap.qemu.plugins.module_utils._store.rundir import VerifyDir
 
 
@@ -115,6 +117,13 @@ class Check:
     run: VerifyDir
     evidence: dict[str, Any] = field(default_factory=dict)
     not_done: list[str] = field(default_factory=list)
+
+    def links(self, disk: Mapping[str, Any]) -> list[Link]:
+        """What a disk of it is made of, its own image first; BadSnapshot."""
+        try:
+            return chain.links(self.folder, disk)
+        except StoreError as err:
+            raise BadSnapshot(err.msg, err.hint) from None
 
     def tell(self, phase: str, percent: float, done: int = 0, total: int = 0) -> None:
         """How far it is."""

@@ -46,7 +46,7 @@ def check(about: Check) -> dict[str, Any]:
         if disk["file"] is None:
             about.not_done.append(f"image of disk '{disk['match']}': it is not in the store")
             continue
-        images.check(about.folder / disk["file"], disk, tool)
+        _image(about, disk, tool)
         found += filesystems.check(about, disk, tool)
     return {
         "images": sum(disk["file"] is not None for disk in disks),
@@ -54,6 +54,13 @@ def check(about: Check) -> dict[str, Any]:
         "file_systems": found,
         "seconds": round(time.monotonic() - begun, 3),
     }
+
+
+def _image(about: Check, disk: Mapping[str, Any], tool: str) -> None:
+    """Its image, and all that it stands on."""
+    links = about.links(disk)
+    for link, below in zip(links, [*(each.path for each in links[1:]), None]):
+        images.check(link.path, link.disk, below, tool)
 
 
 def _machine(about: Check) -> None:

@@ -21,7 +21,7 @@ from ansible_collections.livesnap.qemu.plugins.module_utils._errors import (
     StoreError,
 )
 from ansible_collections.livesnap.qemu.plugins.module_utils._log import log
-from ansible_collections.livesnap.qemu.plugins.module_utils._store import manifest, rundir, status
+from ansible_collections.livesnap.qemu.plugins.module_utils._store import chain, rundir, status
 from ansible_collections.livesnap.qemu.plugins.module_utils._store.layout import Store
 from ansible_collections.livesnap.qemu.plugins.module_utils._store.locks import (
     GuestLock,
@@ -110,9 +110,12 @@ def _checked(request: VerifyRequest, folder: Path, run: rundir.VerifyDir) -> dic
         about.fields = _manifest(folder)
         if request.level == "drill":
             drill.refuse_without_ram(about)
-        for level in verdict.up_to(request.level):
-            about.tell(level, 0.0)
-            about.evidence[level] = _CHECKS[level](about)
+        with contextlib.ExitStack() as stack:
+            for each in chain.folders(folder, about.fields):
+                stack.enter_context(chain.locked(each, request.lock_timeout, shared=True))
+            for level in verdict.up_to(request.level):
+                about.tell(level, 0.0)
+                about.evidence[level] = _CHECKS[level](about)
     except BadSnapshot as err:
         problem = str(err)
     evidence = {**about.evidence, "not_done": about.not_done, "problem": problem}
@@ -122,7 +125,7 @@ def _checked(request: VerifyRequest, folder: Path, run: rundir.VerifyDir) -> dic
 
 def _manifest(folder: Path) -> dict[str, Any]:
     try:
-        return manifest.read(folder)
+        return chain.read(folder)
     except StoreError as err:
         raise BadSnapshot(err.msg, err.hint) from None
 

@@ -1,0 +1,179 @@
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Increments: disk images of snapshots that stand on those of earlier ones, up to a full copy.
+
+`base` of a disk in the manifest is {id, name, file}: the snapshot of the same guest that its image
+stands on, and that one's image. Nobody else stands on a base: a chain does not branch.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import os
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Mapping, Optional, Sequence
+
+from ansible_collections.livesnap.qemu.plugins.module_utils._errors import (
+    RefusedError,
+    StoreError,
+)
+from ansible_collections.livesnap.qemu.plugins.module_utils._store import files, manifest
+from ansible_collections.livesnap.qemu.plugins.module_utils._store.layout import Store
+
+#: In a folder in the making: the snapshots that must not go meanwhile.
+NEEDS = "needs.json"
+#: No chain of ours is that long: manifests that name one another in a circle are found.
+LONGEST = 200
+_POLL = 0.1
+
+
+@dataclass(frozen=True)
+class Link:
+    """An image of a chain: the folder of its snapshot, and its entry in that one's manifest."""
+
+    folder: Path
+    disk: Mapping[str, Any]
+
+    @property
+    def path(self) -> Path:
+        """Of the image."""
+        return self.folder / str(self.disk["file"])
+
+
+def links(folder: Path, disk: Mapping[str, Any]) -> list[Link]:
+    """What a disk of a snapshot is made of, its own image first, the full copy last.
+
+    StoreError when one is not there, or is not what the one above it names.
+    """
+    found = [Link(folder, disk)]
+    while found[-1].disk.get("base") is not None:
+        if len(found) > LONGEST:
+            raise StoreError(f"'{found[0].path}' stands on more than {LONGEST} others")
+        found.append(_below(found[-1]))
+    return found
+
+
+def _below(link: Link) -> Link:
+    base = link.disk["base"]
+    folder = link.folder.parent / base["name"]
+    try:
+        fields = _manifest(folder)
+    except StoreError as err:
+        raise StoreError(
+            f"'{link.path}' stands on snapshot '{base['name']}', which is not sound: {err.msg}",
+            err.hint,
+        ) from None
+    entry = next((each for each in fields["disks"] if each["file"] == base["file"]), None)
+    if fields["id"] != base["id"] or entry is None:
+        raise StoreError(
+            f"'{link.path}' stands on '{base['file']}' of the snapshot with id {base['id']};"
+            f" '{base['name']}' has id {fields['id']}, or no such file"
+        )
+    return Link(folder, entry)
+
+
+def _manifest(folder: Path) -> dict[str, Any]:
+    """Of one that others stand on. While it is merged into them its images grow, and are right."""
+    if is_merging(folder):
+        return manifest.decode(files.read_regular(folder / manifest.NAME, manifest.LIMIT))
+    return manifest.read(folder)
+
+
+def is_merging(folder: Path) -> bool:
+    """Whether a snapshot is being removed, and was not removed whole."""
+    return os.path.lexists(folder / manifest.MERGING)
+
+
+def read(folder: Path) -> dict[str, Any]:
+    """The manifest of a snapshot that is to be used: all that its disks stand on is there, too."""
+    fields = manifest.read(folder)
+    for disk in fields["disks"]:
+        links(folder, disk)
+    return fields
+
+
+def folders(folder: Path, fields: Mapping[str, Any]) -> list[Path]:
+    """Of a snapshot, and of all that its disks stand on."""
+    found = {folder: None}
+    for disk in fields["disks"]:
+        found.update((link.folder, None) for link in links(folder, disk))
+    return list(found)
+
+
+def above(store: Store, guest: str, name: str) -> list[str]:
+    """The complete snapshots that stand on one, the nearest first.
+
+    One whose files are not sound counts too: it may be repaired.
+    """
+    standing: dict[str, str] = {}
+    for each in store.entries(guest)[0]:
+        path = store.snapshot(guest, each) / manifest.NAME
+        with contextlib.suppress(StoreError):
+            fields = manifest.decode(files.read_regular(path, manifest.LIMIT))
+            standing.update(dict.fromkeys(bases(fields), each))
+    found: list[str] = []
+    while name in standing and standing[name] not in found:
+        name = standing[name]
+        found.append(name)
+    return found
+
+
+def bases(fields: Mapping[str, Any]) -> set[str]:
+    """Names of the snapshots that the disks of a manifest stand on. Pure."""
+    return {disk["base"]["name"] for disk in fields["disks"] if disk.get("base") is not None}
+
+
+def note_needs(folder: Path, names: Sequence[str]) -> None:
+    """Of a folder in the making: these snapshots must not go. Its guest's folder is
+    locked."""
+    with files.as_store_error(f"'{folder / NEEDS}' cannot be written"):
+        files.write_json(folder / NEEDS, {"names": sorted(names)})
+
+
+def needed_in_the_making(store: Store, guest: str, name: str) -> Optional[str]:
+    """Name of the snapshot in the making whose disks are going to stand on this one."""
+    for each in store.entries(guest)[1]:
+        with contextlib.suppress(StoreError):
+            if name in files.read_object(store.partial(guest, each) / NEEDS).get("names", ()):
+                return each
+    return None
+
+
+@contextlib.contextmanager
+def locked(folder: Path, timeout: float, shared: bool = False) -> Iterator[None]:
+    """Of a guest's folder: which of its snapshots others stand on does not change meanwhile.
+    Of a snapshot's folder: its images stay as they are, or (not shared) are ours to change.
+
+    RefusedError when others have it for longer than so many seconds.
+    """
+    with files.as_store_error(f"'{folder}' cannot be locked"):
+        fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    try:
+        _lock(fd, folder, timeout, fcntl.LOCK_SH if shared else fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(fd)
+
+
+def _lock(fd: int, folder: Path, timeout: float, kind: int) -> None:
+    end = time.monotonic() + timeout
+    while True:
+        try:
+            fcntl.flock(fd, kind | fcntl.LOCK_NB)
+            return
+        except OSError as err:
+            if err.errno not in (errno.EWOULDBLOCK, errno.EINTR):
+                raise StoreError(f"'{folder}' cannot be locked: {err.strerror}") from None
+        if time.monotonic() > end:
+            raise RefusedError(
+                f"'{folder}' is in use: its images are read, or snapshots are removed (waited"
+                f" {timeout:g} s)",
+                "try again later",
+                "chain_busy",
+            )
+        time.sleep(_POLL)

@@ -45,11 +45,33 @@ def own_run_root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(rundir, "root", lambda: tmp_path / "run")
 
 
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Store, dict[str, list[Path]]]:
+    """Four snapshots, each on the one before; name -> its disks as raw files of their own."""
+    folder = tmp_path_factory.mktemp("made")
+    store = Store(str(folder / "store"))
+    store.root.mkdir(mode=0o711)
+    copies: dict[str, list[Path]] = {}
+    base = None
+    for name in ("s0", "s1", "s2", "s3"):
+        base = take(store, name, base)
+        copies[name] = [folder / f"{name}-{number}.raw" for number in range(len(FILES))]
+        for file, raw in zip(FILES, copies[name]):
+            run("qemu-img", "convert", "-O", "raw", store.snapshot("web1", name) / file, raw)
+    return store, copies
+
+
 @pytest.fixture
-def store(tmp_path: Path) -> Store:
+def store(tmp_path: Path, made: tuple[Store, dict[str, list[Path]]]) -> Store:
+    """A copy of those, to be changed."""
     root = tmp_path / "store"
-    root.mkdir(mode=0o711)
+    shutil.copytree(made[0].root, root)
     return Store(str(root))
+
+
+@pytest.fixture
+def copies(made: tuple[Store, dict[str, list[Path]]]) -> dict[str, list[Path]]:
+    return dict(made[1])
 
 
 def run(*argv: object) -> str:
@@ -86,20 +108,6 @@ def take(store: Store, name: str, base: dict[str, Any] | None) -> dict[str, Any]
     return made
 
 
-def series(store: Store, count: int) -> dict[str, list[Path]]:
-    """Each snapshot on the one before; name -> its disks as raw files of their own."""
-    found: dict[str, list[Path]] = {}
-    base = None
-    for name in (f"s{number}" for number in range(count)):
-        base = take(store, name, base)
-        found[name] = []
-        for file in FILES:
-            raw = store.root.parent / f"{name}-{Path(file).name}.raw"
-            run("qemu-img", "convert", "-O", "raw", store.snapshot("web1", name) / file, raw)
-            found[name].append(raw)
-    return found
-
-
 def check(store: Store, copies: dict[str, list[Path]]) -> None:
     """All that there should be is there, sound, and what it was; nothing else is there."""
     infos = listing.of_guest(store, "web1")
@@ -119,16 +127,15 @@ def check(store: Store, copies: dict[str, list[Path]]) -> None:
             assert [found[piece] for piece in sorted(found)] == disk["checksums"]["sha256"]
 
 
-def test_each_order(tmp_path: Path, rounds: Callable[[int, int], int]) -> None:
+def test_each_order(
+        made: tuple[Store, dict[str, list[Path]]], tmp_path: Path,
+        rounds: Callable[[int, int], int]) -> None:
     """A chain is as long as there are snapshots, whichever went."""
-    first = Store(str(tmp_path / "first"))
-    first.root.mkdir(mode=0o711)
-    copies = series(first, 4)
-    orders = list(itertools.permutations(copies))
-    for number, order in enumerate(random.Random(3).sample(orders, rounds(4, 24))):
+    orders = list(itertools.permutations(made[1]))
+    for number, order in enumerate(random.Random(3).sample(orders, rounds(3, 24))):
         store = Store(str(tmp_path / f"store{number}"))
-        shutil.copytree(first.root, store.root)
-        kept = dict(copies)
+        shutil.copytree(made[0].root, store.root)
+        kept = dict(made[1])
         for name in order:
             later = [each for each in kept if each > name]
             said = _remove.remove_complete(store, "web1", name, True)
@@ -176,10 +183,10 @@ POINTS = ("between the commits", "before the exchange", "between the renames",
 
 
 @pytest.mark.parametrize("point", POINTS)
-@pytest.mark.parametrize("name", ["s0", "s1"])
+@pytest.mark.parametrize("name", ["s0", "s2"])
 def test_cut_short_it_is_ended_by_recovery(
-        store: Store, monkeypatch: pytest.MonkeyPatch, point: str, name: str) -> None:
-    copies = series(store, 3)
+        store: Store, copies: dict[str, list[Path]], monkeypatch: pytest.MonkeyPatch, point: str,
+        name: str) -> None:
     with monkeypatch.context() as patch:
         _cut_at(patch, point)
         with pytest.raises(Cut):
@@ -188,8 +195,8 @@ def test_cut_short_it_is_ended_by_recovery(
     assert "is being removed" in infos[name]["problem"]
     del copies[name]
     if point in POINTS[:2]:
-        for each in copies:
-            for file, raw in zip(FILES, copies[each]):
+        for each, raws in copies.items():
+            for file, raw in zip(FILES, raws):
                 there = store.snapshot("web1", each) / file
                 assert "identical" in run("qemu-img", "compare", there, raw), each
         assert all(infos[each]["problem"] is None for each in copies)
@@ -204,8 +211,8 @@ def test_cut_short_it_is_ended_by_recovery(
     assert _recover.recover(root) == []
 
 
-def test_damage_is_not_merged(store: Store) -> None:
-    copies = series(store, 2)
+def test_damage_is_not_merged(
+        store: Store, copies: dict[str, list[Path]]) -> None:
     path = store.snapshot("web1", "s0") / FILES[0]
     data = bytearray(path.read_bytes())
     data[-1] ^= 1
@@ -219,16 +226,16 @@ def test_damage_is_not_merged(store: Store) -> None:
         _remove.remove_complete(store, "web1", name, True)
 
 
-def test_a_full_store(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    copies = series(store, 2)
+def test_a_full_store(
+        store: Store, copies: dict[str, list[Path]], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(merge.space, "free_bytes", lambda _folder: 1 << 20)
     with pytest.raises(RefusedError, match="1 MiB are free"):
         _remove.remove_complete(store, "web1", "s0", True)
     check(store, copies)
 
 
-def test_others_are_waited_for(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    copies = series(store, 2)
+def test_others_are_waited_for(
+        store: Store, copies: dict[str, list[Path]], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(_remove, "_CHAIN_LIMIT", 0.2)
     monkeypatch.setattr(merge, "_LOCK_LIMIT", 0.2)
     with chain.locked(store.guest("web1"), 0.0, shared=True):
@@ -237,20 +244,20 @@ def test_others_are_waited_for(store: Store, monkeypatch: pytest.MonkeyPatch) ->
     with chain.locked(store.snapshot("web1", "s1"), 0.0, shared=True):
         with pytest.raises(RefusedError, match="is in use"):
             _remove.remove_complete(store, "web1", "s0", True)
-    making = store.begin("web1", "s2")
-    chain.note_needs(making, ["s1"])
-    with pytest.raises(RefusedError, match="'s2', which is in the making, stands on it"):
-        _remove.remove_complete(store, "web1", "s1", True)
+    making = store.begin("web1", "s4")
+    chain.note_needs(making, ["s3"])
+    with pytest.raises(RefusedError, match="'s4', which is in the making, stands on it"):
+        _remove.remove_complete(store, "web1", "s3", True)
     check(store, copies)
 
 
 def test_a_chain_that_is_broken(store: Store) -> None:
-    series(store, 3)
     shutil.rmtree(store.snapshot("web1", "s1"))
     take(store, "s1", None)
     infos = {info["name"]: info["problem"] for info, _fields in listing.of_guest(store, "web1")}
     assert infos["s0"] is infos["s1"] is None
     assert "stands on snapshot 's1' with id" in infos["s2"]
+    assert "stands on snapshot 's2' with id" in infos["s3"]
     with pytest.raises(LivesnapError, match="of the snapshot with id"):
         chain.read(store.snapshot("web1", "s2"))
     with pytest.raises(LivesnapError, match="stands on another snapshot"):

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: GPL-3.0-or-later */
-/* `livesnap-helper export`: for stock QEMU, for libvirt, or the blocks as plain files. */
+/* `livesnap-helper export`: for stock QEMU, for libvirt, as plain files, or as an ELF core. */
 #include <errno.h>
 #include <fcntl.h>
 #include <getopt.h>
@@ -20,6 +20,7 @@
 struct request {
     bool raw;
     bool libvirt;
+    bool elf;
     bool paused;
     bool main_pages;
     const char *xml;     /* NULL: beside the image */
@@ -58,10 +59,11 @@ static int parse(int argc, char **argv, struct request *r, struct ls_error *err)
     r->output = argv[optind + 1];
     r->raw = strcmp(format, "raw") == 0;
     r->libvirt = strcmp(format, "libvirt") == 0;
+    r->elf = strcmp(format, "elf") == 0;
     r->main_pages = !pages || strcmp(pages, "all") == 0;
-    if (!r->raw && !r->libvirt && strcmp(format, "qemu") != 0)
-        return ls_fail(err, LS_USAGE, "usage", "format '%s' is not known; use qemu, libvirt or raw",
-                       format);
+    if (!r->raw && !r->libvirt && !r->elf && strcmp(format, "qemu") != 0)
+        return ls_fail(err, LS_USAGE, "usage",
+                       "format '%s' is not known; use qemu, libvirt, raw or elf", format);
     if (!r->libvirt && (r->xml || r->paused))
         return ls_fail(err, LS_USAGE, "usage", "only format libvirt has an XML and may be paused");
     if (r->libvirt && !r->main_pages)
@@ -71,13 +73,16 @@ static int parse(int argc, char **argv, struct request *r, struct ls_error *err)
     if (r->raw && (pages || r->devices || strcmp(r->output, "-") == 0))
         return ls_fail(err, LS_USAGE, "usage",
                        "format raw writes all pages, no devices, and to a folder");
+    if (r->elf && (pages || strcmp(r->output, "-") == 0))
+        return ls_fail(err, LS_USAGE, "usage", "format elf writes all pages, and to a file");
     return 0;
 usage:
     return ls_fail(err, LS_USAGE, "usage",
                    "usage: livesnap-helper export --format qemu [--pages all|none] "
                    "[--devices FILE] IMAGE|SNAPSHOT_DIR OUTPUT|-, or --format libvirt "
                    "[--xml FILE] [--paused] [--devices FILE] IMAGE|SNAPSHOT_DIR OUTPUT|-, or "
-                   "--format raw IMAGE|SNAPSHOT_DIR FOLDER");
+                   "--format raw IMAGE|SNAPSHOT_DIR FOLDER, or "
+                   "--format elf [--devices FILE] IMAGE|SNAPSHOT_DIR FILE");
 }
 
 /* A FIFO, device or socket: written to as it is, since a rename would replace it. */
@@ -158,7 +163,9 @@ static int export_stream(struct ls_image *image, const struct request *r, struct
         return ls_fail(err, LS_INTERNAL, "memory", "no memory to export");
     if (ls_devices_load(beside, &devices, err))
         return -1;
-    if (strcmp(r->output, "-") == 0)
+    if (r->elf)
+        ret = ls_elf_write(image, &devices, r->output, ls_meter_progress, meter, err);
+    else if (strcmp(r->output, "-") == 0)
         ret = write_all(image, &devices, r, STDOUT_FILENO, NULL, err);
     else
         ret = stream_to_file(image, &devices, r, meter, err);

@@ -46,7 +46,7 @@ echo 1 > /proc/sys/vm/unprivileged_userfaultfd
 echo "== \$(uname -r)"
 failed=0
 for test in /tests/*; do
-    echo "== \$test"
+    echo "== \$test at \$(cut -d' ' -f1 /proc/uptime) s"
     \$test || failed=1
 done
 echo "run-under-kernel: ended \$failed"

@@ -29,7 +29,7 @@ options:
   level:
     description: What a verdict has to be of.
     type: str
-    choices: [checksum, structure, drill]
+    choices: [checksum, structure, memory, drill]
     default: structure
   sample:
     description: How many a V(sample) of O(which) has for each guest.

@@ -22,7 +22,7 @@ from ansible_collections.livesnap.qemu.plugins.module_utils._errors import (
     LivesnapError,
     TimedOutError,
 )
-from ansible_collections.livesnap.qemu.plugins.module_utils._run import run_bounded
+from ansible_collections.livesnap.qemu.plugins.module_utils._run import Ended, run_bounded
 
 #: Exit code -> class, as in native/src/common/error.h.
 CLASSES = ("ok", "usage", "refused", "aborted", "gone", "storage", "torn", "internal")
@@ -42,8 +42,7 @@ def missing(path: str) -> HelperError:
     )
 
 
-def run_once(path: str, arguments: Sequence[str], timeout: float = 30.0) -> Event:
-    """Run it to its end: the object that it prints, or HelperError with its words."""
+def _run(path: str, arguments: Sequence[str], timeout: float) -> Ended:
     if not path or not os.path.exists(path):
         raise missing(path)
     done = run_bounded([path, *arguments], timeout)
@@ -51,6 +50,21 @@ def run_once(path: str, arguments: Sequence[str], timeout: float = 30.0) -> Even
         raise TimedOutError(f"'livesnap-helper {arguments[0]}' {done.problem}")
     if done.problem:
         raise HelperError(f"'{path}' {done.problem}")
+    return done
+
+
+def run_for_bytes(path: str, arguments: Sequence[str], timeout: float) -> bytes:
+    """Run it to its end: what it prints, which is no event; or HelperError with its words."""
+    done = _run(path, arguments, timeout)
+    if done.code != 0:
+        lines = [line for line in done.err.splitlines() if line.startswith(b"{")]
+        raise failure(_parse(lines[-1]) if lines else {}, done.code, _tail(done.err))
+    return done.out
+
+
+def run_once(path: str, arguments: Sequence[str], timeout: float = 30.0) -> Event:
+    """Run it to its end: the object that it prints, or HelperError with its words."""
+    done = _run(path, arguments, timeout)
     lines = [line for line in done.out.splitlines() if line.strip()]
     last = _parse(lines[-1]) if lines else {}
     if done.code != 0 or last.get("event") == "error":

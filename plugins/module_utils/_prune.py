@@ -35,6 +35,7 @@ from ansible_collections.livesnap.qemu.plugins.module_utils._retention.snapshot 
     snapshot_of,
 )
 from ansible_collections.livesnap.qemu.plugins.module_utils._store import (
+    chain,
     listing,
     names,
     rundir,
@@ -87,6 +88,8 @@ class Found:
     facts: dict[str, Snapshot] = field(default_factory=dict)
     #: By the same keys: `id` and `created` as livesnap_info has them.
     told: dict[str, dict[str, Optional[str]]] = field(default_factory=dict)
+    #: Key -> bytes of its disks, of those that others stand on: these are merged, and not freed.
+    merged: dict[str, int] = field(default_factory=dict)
     #: {guest, why} of the guests that are not here.
     gone: list[dict[str, str]] = field(default_factory=list)
 
@@ -145,6 +148,8 @@ def read(request: PruneRequest, store: Store, condition: Any) -> Found:
         making = store.entries(guest)[1]
         facts = [snapshot_of(listing.look_unfinished(store, guest, name)) for name in making]
         clones = (rundir.root() / "clone" / guest).is_dir()
+        sizes: dict[str, int] = {}
+        bases: set[str] = set()
         for info, fields in listing.of_guest(store, guest):
             if fields is not None and (newest is None or newest["created"] < fields["created"]):
                 newest = fields
@@ -153,6 +158,9 @@ def read(request: PruneRequest, store: Store, condition: Any) -> Found:
             wanted = info["complete"] and _is_wanted(condition, request.when, info)
             facts.append(snapshot_of(info, wanted=wanted, held=held))
             found.told[facts[-1].key] = {"id": info["id"], "created": info["created"]}
+            sizes[info["name"]] = sum(disk["stored_bytes"] for disk in info["disks"])
+            bases |= chain.bases(info)
+        found.merged.update((f"{guest}/{name}", sizes[name]) for name in bases & set(sizes))
         why = why_gone(newest) if newest is not None else ""
         if why:
             found.gone.append({"guest": guest, "why": why})
@@ -211,7 +219,8 @@ class _Run:
         for key, each in self.decisions.items():
             if each.decision == REMOVE:
                 folder = self.store.snapshot(each.snapshot.guest, each.snapshot.name)
-                self.freed[key] = space.held(folder).own
+                own = space.held(folder).own
+                self.freed[key] = max(0, own - found.merged.get(key, 0))
 
     def remove(self, each: Snapshot, apply: bool) -> None:
         """Remove one, if nothing spared it meanwhile."""

@@ -47,13 +47,11 @@ options:
     default: true
   max_chain:
     description:
-      - How many copies of a disk by scheme V(backup) may stand one on another. Such a copy has what was written since the snapshot
-        that it stands on, and takes that much time and room. The next one after that many is a full copy; with 0 each one is.
-      - A dirty bitmap of ours in the guest's QEMU counts what is written. A qcow2 image keeps it when QEMU ends; of a raw one
+      - How many copies of a disk by scheme V(backup) may stand one on another, each with what was written since the one before.
+        The next one after that many is a full copy; with 0 each one is.
+      - A dirty bitmap in the guest's QEMU counts what is written. A qcow2 image keeps it when QEMU ends; of a raw one
         the first copy after that is full. So is one where anything is in doubt, and RV(snapshot.disks[].full_because) says why.
-      - A snapshot that others stand on can be removed like any other, because its disks are merged into those of the next one.
-      - While a disk has the bitmap, QEMU refuses to go back to an internal snapshot of it (C(loadvm)). Disks of libvirt domains
-        are copied in full.
+      - A snapshot that others stand on can be removed like any other. While a disk has the bitmap, QEMU refuses C(loadvm).
     type: int
     default: 16
   freeze:
@@ -411,13 +409,11 @@ snapshot:
           type: str
           sample: disks/0-vda.qcow2
         base:
-          description: >-
-            The snapshot that the image stands on: its C(id), its C(name), and its C(file), below its own folder. Null of a full copy, and of
-            other schemes than V(backup).
+          description: The snapshot that the image stands on, with its C(id), C(name) and C(file). Null of a full copy, and of other schemes.
           type: dict
           sample: {"id": "4a6f1f5e-52c1-4f3b-8f2a-0f8a5d3c9a10", "name": "hourly-20261123T0000Z", "file": "disks/0-vda.qcow2"}
         full_because:
-          description: Why it is a full copy. Null where O(max_chain) is 0, where RV(snapshot.disks[].base) is not null, and of other schemes.
+          description: Why it is a full copy. Null where O(max_chain) is 0, and where it is none.
           type: str
           sample: null
     restore_blockers:

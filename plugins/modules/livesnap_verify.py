@@ -30,16 +30,61 @@ options:
       - V(structure) also asks whether this machine could bring the snapshot back (QEMU, machine type, CPU, firmware), whether the
         images are sound, stand alone and have the sizes of the disks (C(qemu-img check)), whether the device state parses and is of as many
         CPUs as the guest had, and whether the file systems on the disks are without errors (C(e2fsck), C(xfs_repair)).
+      - V(memory) also looks into RAM. The processors of the guest, as they are in the device state, have to find one and the same Linux kernel by
+        their page tables, if they run one; and O(probes) have to hold. It takes a second, and reads all of RAM for probes with a C(pattern).
       - V(drill) also brings it back. A clone without a network goes on from it, is thawed, has its clock set, and is asked through its
         agent; it runs O(commands), and then has to go on for two seconds. Then it is removed. The guest runs on and is not concerned.
     type: str
-    choices: [checksum, structure, drill]
+    choices: [checksum, structure, memory, drill]
     default: structure
   max_age:
     description:
       - Check again if the good verdict is older than this. A number of years, months, days and hours, such as V(30d), or V(0h) to check
         again in any case. Without it a good verdict holds for ever.
     type: str
+  probes:
+    description:
+      - What you know of the guest's memory, for level V(memory) and above. The first that does not hold fails the check.
+      - C(physical), C(virtual) or C(pattern) says where, and C(offset) how many bytes from there. Addresses are text, such as V(0x5e68000).
+      - Bytes are given as ASCII, with C(\xNN) for any byte.
+    type: list
+    elements: dict
+    suboptions:
+      name:
+        description: What it is called in the evidence.
+        type: str
+        required: true
+      physical:
+        description: A guest-physical address.
+        type: str
+      virtual:
+        description: A virtual address, as the first processor of the guest sees it.
+        type: str
+      pattern:
+        description: Bytes that are sought in all of RAM, 4 at least. The first place counts.
+        type: str
+      offset:
+        description: Bytes from there to what is looked at.
+        type: int
+        default: 0
+      length:
+        description: How many bytes are looked at. Those of O(probes[].value), if that is given.
+        type: int
+        default: 8
+      value:
+        description: Bytes that have to be there.
+        type: str
+      disk:
+        description: A disk of the snapshot, as RV(ignore:snapshot.disks[].match) calls it, on which the same has to be.
+        type: str
+      disk_offset:
+        description: Where on that disk, in bytes.
+        type: int
+        default: 0
+      most_apart:
+        description: Taken as numbers, lowest byte first, what is in memory and what is on the disk may differ by so much.
+        type: int
+        default: 0
   commands:
     description:
       - What a V(drill) runs in the clone, one after the other, by the guest's agent (guest-exec). The first that does not do as
@@ -109,6 +154,21 @@ EXAMPLES = r"""
         stdout: '^[0-9]'
     drill_memory: 16G
 
+- name: See that RAM is of the machine that it should be, and holds what the disk holds
+  livesnap.qemu.livesnap_verify:
+    guest: web1
+    snapshot: month-end
+    level: memory
+    probes:
+      - name: kernel
+        pattern: 'Linux version 6.1'
+      - name: sequence number
+        pattern: 'SEQUENCE-NUMBER\x00'
+        offset: 16
+        disk: vda
+        disk_offset: 1048592
+        most_apart: 1
+
 - name: Read it once a month
   livesnap.qemu.livesnap_verify:
     guest: web1
@@ -149,6 +209,15 @@ verdict:
           device_sections: 37
           file_systems: [{"disk": "vda", "partition": 1, "type": "ext4", "repaired": false}]
           seconds: 1.9
+        memory:
+          read_by: library
+          kernel:
+            banner: "Linux version 6.1.0-41-cloud-amd64 (debian-kernel@lists.debian.org) ..."
+            virtual: "0xffffffff82000240"
+            physical: "0x3000240"
+            processors: 2
+          probes: [{"name": "sequence number", "physical": "0x5e68010", "memory": "0a00000000000000", "disk": "0a00000000000000"}]
+          seconds: 0.4
         drill:
           running_s: 0.71
           lazy: true

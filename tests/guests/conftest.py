@@ -65,7 +65,7 @@ def guest() -> Iterator[Guest]:
 
     It does little: most of its time is spent on somebody who dies, and on deadlines.
     """
-    with Guest(buffer=8, rest=24) as running:
+    with Guest() as running:
         yield running
 
 

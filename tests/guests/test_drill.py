@@ -51,7 +51,7 @@ def request(folder: Path, *commands: dict[str, Any], **params: Any) -> VerifyReq
     given = [{"code": 0, "stdout": None, "timeout": 10, **each} for each in commands]
     return VerifyRequest.of({
         "store": str(folder.parents[1]), "guest": NAME, "snapshot": folder.name, "level": "drill",
-        "max_age": "0h", "lock_timeout": 30, "commands": given, "drill_memory": 0,
+        "max_age": "0h", "lock_timeout": 30, "probes": None, "commands": given, "drill_memory": 0,
         "drill_timeout": 120, "_livesnap_helper": helper(), **params})
 
 
@@ -143,7 +143,8 @@ def test_ram_of_another_instant_than_the_disk(drilled: Guest, shelf: TestStore) 
         # In place: a file that was cut would have its new content in another block.
         in_guest(drilled, f"echo {number} >/run/number; "
                           f"echo {number} | dd of=/mnt/disk0/number conv=notrunc; sync")
-        folders.append(folder_of(shelf.take(drilled, f"mix{number}", freeze="never")))
+        folders.append(folder_of(
+                shelf.take(drilled, f"mix{number}", freeze="never", max_chain=0)))
     same = shell("echo 3 >/proc/sys/vm/drop_caches; cmp /run/number /mnt/disk0/number")
     assert drilled_as(folders[0], same)["result"] == "passed"
     for disk in (folders[1] / "disks").iterdir():

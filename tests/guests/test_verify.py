@@ -12,12 +12,14 @@ import random
 import re
 import shutil
 import signal
+import struct
 import subprocess
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import layout
 import pytest
 from ansible_collections.livesnap.qemu.plugins.module_utils._errors import (
     LivesnapError,
@@ -32,8 +34,10 @@ from ansible_collections.livesnap.qemu.plugins.module_utils._verify.verify impor
     plan_verify,
     verify,
 )
-from lab import DiskSpec, Guest
-from taking import TestStore, folder_of, helper
+from lab import DiskSpec, Guest, disk_state
+from lab.disks import as_raw
+from lab.oracle import DISK_MAGIC, RAM_MAGIC
+from taking import TestStore, folder_of, helper, images_of
 
 NAME = "checked"
 
@@ -81,7 +85,7 @@ def _sized(folder: Path, disk: dict[str, Any]) -> dict[str, Any]:
 def request(folder: Path, level: str = "structure", **params: Any) -> VerifyRequest:
     return VerifyRequest.of({
         "store": str(folder.parents[1]), "guest": NAME, "snapshot": folder.name, "level": level,
-        "max_age": None, "lock_timeout": 5, "commands": None, "drill_memory": 0,
+        "max_age": None, "lock_timeout": 5, "probes": None, "commands": None, "drill_memory": 0,
         "drill_timeout": 60, "_livesnap_helper": helper(), **params})
 
 
@@ -113,6 +117,73 @@ def test_good_ones_pass(
         assert evidence["device_sections"] > 20
         shutil.rmtree(folder)
     checked.counts()
+
+
+def probe(name: str, **given: Any) -> dict[str, Any]:
+    empty = dict.fromkeys(("physical", "virtual", "pattern", "value", "disk"))
+    return {"name": name, **empty, "offset": 0, "length": 8, "disk_offset": 0, "most_apart": 0,
+            **given}
+
+
+def counters(folder: Path, boot: int) -> dict[str, Any]:
+    """The witness' counter in RAM, and on its first disk, which is never more than one ahead."""
+    with as_raw(folder / manifest.read(folder)["disks"][0]["file"]) as raw:
+        record = raw.read_bytes().index(DISK_MAGIC)
+    pattern = "".join(f"\\x{byte:02x}" for byte in RAM_MAGIC + struct.pack("<QQ", boot, 0))
+    return probe("counter", pattern=pattern, offset=24, disk="dev-disk0",
+                 disk_offset=record + 24, most_apart=1)
+
+
+def test_what_is_in_ram(checked: Guest, shelf: TestStore, tmp_path: Path) -> None:
+    """Its processors find the kernel that the guest says it runs, and the witness' counter."""
+    result = shelf.take(checked, "ram", compression="zstd")
+    folder = folder_of(result)
+    boot = disk_state(images_of(result)[0]).boot
+    meter = checked.counts()["meter_gpa"]
+    release = checked.agent().execute("guest-get-osinfo")["kernel-release"]
+    probes = [
+        counters(folder, boot),
+        probe("meter", physical=hex(meter), value="T10MRWSL"),
+        probe("banner", pattern=f"Linux version {release} ("),
+    ]
+    alone = tmp_path / "livesnap-helper"
+    shutil.copy(helper(), alone)
+    layout.make_native("library")
+    for way in (helper(), str(alone)):
+        found = verdict_of(folder, "memory", probes=probes, _livesnap_helper=way)
+        assert found["result"] == "passed", found["evidence"]["problem"]
+        assert found["evidence"]["not_done"] == []
+        about = found["evidence"]["memory"]
+        assert about["read_by"].startswith("library" if way == helper() else "helper")
+        assert about["kernel"]["banner"].startswith(f"Linux version {release} (")
+        assert about["kernel"]["processors"] == 2
+        assert int(about["kernel"]["virtual"], 0) >= 0xFFFF_FFFF_8000_0000
+        at = [each["physical"] for each in about["probes"]]
+        assert at[1] == hex(meter) and int(at[2], 0) > 0
+    # It is where the processors find it, in the words that the kernel has of itself.
+    virtual = probe("there", virtual=about["kernel"]["virtual"], value=about["kernel"]["banner"])
+    assert verdict_of(folder, "memory", probes=[virtual])["result"] == "passed"
+    with pytest.raises(RefusedError, match="has no RAM: there is nothing for level 'memory'"):
+        verdict_of(folder_of(shelf.take(checked, "none", memory=False)), "memory")
+
+
+def test_ram_of_another_instant_than_the_disk(checked: Guest, shelf: TestStore) -> None:
+    """Two real snapshots, mixed: each file is what it was written as, and no checksum tells."""
+    first = shelf.take(checked, "mixed", freeze="never")
+    before = checked.counts()["counter"]
+    while checked.counts()["counter"] < before + 5:
+        time.sleep(0.2)
+    second = shelf.take(checked, "later", freeze="never", max_chain=0)
+    folder, boot = folder_of(first), disk_state(images_of(first)[0]).boot
+    assert verdict_of(folder, "memory", probes=[counters(folder, boot)])["result"] == "passed"
+    for old, new in zip(images_of(first), images_of(second), strict=True):
+        shutil.copy(new, old)
+    rewrite(folder, disks=[{**disk, "base": None} for disk in manifest.decode(
+        (folder / "manifest.json").read_bytes())["disks"]])
+    assert verdict_of(folder)["result"] == "passed"
+    found = verdict_of(folder, "memory", probes=[counters(folder, boot)])
+    assert (found["level"], found["result"]) == ("memory", "failed")
+    assert "they are not of one instant" in found["evidence"]["problem"]
 
 
 def test_a_verdict_is_kept_and_makes_the_next_check_needless(crash: Path) -> None:

@@ -47,7 +47,7 @@ def scheme(folder: Path, disks: int = 1, **changed: Any) -> Command:
     for number in range(disks):
         file = folder / f"image{number}"
         file.write_bytes(bytes([number + 1]) * (1 << 20))
-        shares.append(Share(number, disk(number, file), 0))
+        shares.append(Share(number, disk(number, file)))
     process = QemuProcess(1, 1, 0, 0, (), "root", (), "/", "/q", "/")
     subject = Subject("web1", str(folder), process, commands)
     return Command(Making(subject, "p-", folder, WHOSE), shares)

@@ -58,7 +58,7 @@ def image(tmp_path: Path) -> Path:
 def making(folder: Path, image: Path) -> Internal:
     subject = Subject("web1", str(folder), QemuProcess.of(os.getpid()))
     whose = {"id": "1a2b", "guest": "web1", "name": "one", "qmp_socket": str(folder / "none")}
-    return Internal(Making(subject, "p-", folder, whose), [Share(0, disk(image), 0)])
+    return Internal(Making(subject, "p-", folder, whose), [Share(0, disk(image))])
 
 
 def inside(path: Path) -> list[str]:

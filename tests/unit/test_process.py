@@ -7,8 +7,10 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import time
 
 import pytest
+from ansible_collections.livesnap.qemu.plugins.module_utils._connection import _peer
 from ansible_collections.livesnap.qemu.plugins.module_utils._errors import LivesnapError
 from ansible_collections.livesnap.qemu.plugins.module_utils._guest import process as module
 from ansible_collections.livesnap.qemu.plugins.module_utils._guest.process import QemuProcess
@@ -61,3 +63,19 @@ def test_of_a_child() -> None:
     assert not process.alive()
     with pytest.raises(LivesnapError, match=str(child.pid)):
         QemuProcess.of(child.pid)
+
+
+def test_a_process_that_is_ending_listens_no_longer() -> None:
+    """Its memory goes before its sockets do; a zombie is as far."""
+    child = os.fork()
+    if child == 0:
+        os._exit(0)
+    try:
+        end = time.monotonic() + 10
+        while not _peer.is_ending(child):
+            assert time.monotonic() < end
+            time.sleep(0.01)
+    finally:
+        os.waitpid(child, 0)
+    assert not _peer.is_ending(child)
+    assert not _peer.is_ending(os.getpid())

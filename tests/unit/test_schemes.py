@@ -61,7 +61,7 @@ class Left(Scheme):
         return self.NAME == "left", 1, 2
 
     def finish(self, qmp: Connection) -> list[dict[str, Any]]:
-        return [{"node": share.disk.node, "room": share.estimate} for share in self.shares]
+        return [{"node": share.disk.node, "place": share.index} for share in self.shares]
 
     def undo(self, qmp: Connection) -> str:
         self.say("undo")
@@ -121,7 +121,7 @@ def test_each_scheme_has_its_disks_and_all_have_one_transaction(
     SAID.clear()
     estimates = captured.estimate(SUBJECT, qmp, chosen)
     assert estimates == {"n0": 5, "n1": 4, "n2": 5, "n3": 5}
-    disks = captured.CapturedDisks(MAKING, chosen, estimates)
+    disks = captured.CapturedDisks(MAKING, chosen)
     disks.prepare(qmp)
     disks.commit(qmp, 1.0)
     assert SAID == [
@@ -129,21 +129,19 @@ def test_each_scheme_has_its_disks_and_all_have_one_transaction(
         "transaction n0 n3 n1", "commit right n0 n3", "commit left n1", "commit still n2"]
     assert disks.poll(qmp) == (False, 3, 6)
     assert disks.finish(qmp) == [
-        {"node": f"n{number}", "room": room} for number, room in enumerate((5, 4, 5, 5))]
+        {"node": f"n{number}", "place": number} for number in range(4)]
 
 
 def test_all_are_undone_whatever_fails(chosen: list[tuple[Disk, str]]) -> None:
     qmp: Any = Qmp()
-    disks = captured.CapturedDisks(
-        MAKING, chosen, captured.estimate(SUBJECT, qmp, chosen))
+    disks = captured.CapturedDisks(MAKING, chosen)
     assert disks.undo(qmp) == "it stays; it raises"
     assert SAID == ["undo still n2", "undo left n1", "undo right n0 n3"]
 
 
 def test_without_actions_there_is_no_transaction(chosen: list[tuple[Disk, str]]) -> None:
     qmp: Any = Qmp()
-    disks = captured.CapturedDisks(
-        MAKING, chosen[2:3], captured.estimate(SUBJECT, qmp, chosen[2:3]))
+    disks = captured.CapturedDisks(MAKING, chosen[2:3])
     disks.commit(qmp, 1.0)
     assert SAID == ["commit still n2"]
 

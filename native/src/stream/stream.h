@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: GPL-3.0-or-later */
 /*
  * What stock QEMU takes: a migration stream made of a RAM image and the device state that
- * xen-save-devices-state wrote; or the blocks of an image as plain files.
+ * xen-save-devices-state wrote; or the blocks of an image as plain files, or its memory as an ELF
+ * core.
  */
 #ifndef LS_STREAM_STREAM_H
 #define LS_STREAM_STREAM_H
@@ -51,5 +52,13 @@ void ls_raw_name(const char *block, char *name);
  * file gets its name when it is whole; one that is there already is replaced. */
 int ls_raw_write(struct ls_image *image, const char *dir, ls_image_progress_fn progress,
                  void *opaque, struct ls_error *err);
+
+/*
+ * Writes guest memory as an ELF core, which crash, Volatility and others read: a sparse file, which
+ * gets its name when it is whole. Processors come from the device state. LS_REFUSED if the guest is
+ * not x86-64.
+ */
+int ls_elf_write(struct ls_image *image, const struct ls_devices *devices, const char *path,
+                 ls_image_progress_fn progress, void *opaque, struct ls_error *err);
 
 #endif

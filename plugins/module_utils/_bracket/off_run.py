@@ -161,7 +161,7 @@ class _Run:
         total = sum(disk.virtual_bytes for disk in self.plan.disks)
         found, done = [], 0
         for index, disk in enumerate(self.plan.disks):
-            file = Share(index, disk, self.plan.estimates[disk.node]).file(FORMAT)
+            file = Share(index, disk).file(FORMAT)
             target = Target(disk, "", file, folder / file)
 
             def watch(percent: float, before: int = done, size: int = disk.virtual_bytes) -> None:

@@ -76,7 +76,7 @@ def _targets(run: Run) -> None:
                 **run.address.noted(),
             },
         )
-        run.disks = CapturedDisks(making, chosen, run.plan.disk_estimates)
+        run.disks = CapturedDisks(making, chosen)
         run.disks.prepare(run.qmp)
     capture.make_devices(run)
 

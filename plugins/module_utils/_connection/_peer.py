@@ -174,6 +174,38 @@ def listening_qemu(sock: socket.socket, path: str) -> int:
     return 0
 
 
+def qemu_of(sock: socket.socket, path: str) -> int:
+    """Pid of the QEMU process that listens on a QMP socket, or QmpConnectError."""
+    pid = listening_qemu(sock, path)
+    if pid:
+        return pid
+    peer = peer_credentials(sock)[0]
+    if is_ending(peer):
+        # A moment later nobody would listen.
+        raise QmpConnectError(
+            "refused",
+            f"QMP socket '{path}' belongs to {process_name(peer)}, which is ending",
+            "is the guest running?",
+        )
+    raise QmpConnectError(
+        "not_qemu",
+        f"QMP socket '{path}' belongs to {process_name(peer)}, which is not a QEMU that runs a"
+        " guest",
+        "give the guest's own QMP socket",
+    )
+
+
+def is_ending(pid: int) -> bool:
+    """Whether a process has no memory any more, and is there still: its sockets go later."""
+    try:
+        os.readlink(f"/proc/{pid}/exe")
+    except FileNotFoundError:
+        return os.path.exists(f"/proc/{pid}")
+    except OSError:
+        return False
+    return False
+
+
 def domain_processes(name: str, uuid: str) -> list[int]:
     """Pids of the QEMUs that were started for a libvirt domain of that name and UUID."""
     found = []

@@ -77,15 +77,7 @@ class Qmp(Connection):
         self._sock = sock
         self.peer_pid = _peer.peer_credentials(sock)[0]
         if require_qemu:
-            qemu = _peer.listening_qemu(sock, self.path)
-            if not qemu:
-                raise QmpConnectError(
-                    "not_qemu",
-                    f"{subject} belongs to {_peer.process_name(self.peer_pid)}, which is not a"
-                    " QEMU that runs a guest",
-                    "give the guest's own QMP socket",
-                )
-            self.peer_pid = qemu
+            self.peer_pid = _peer.qemu_of(sock, self.path)
 
         async def negotiate() -> None:
             # Made inside the loop: on Python 3.9 its queues belong to the loop they are made in.

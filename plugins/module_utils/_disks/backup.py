@@ -46,6 +46,8 @@ from ansible_collections.livesnap.qemu.plugins.module_utils._store.space import 
 _GROWTH = 64 << 20
 #: Seconds that a look at a folder may take: storage may hang.
 _TEST_LIMIT = 10.0
+#: Seconds that looking at an image may take.
+_INFO_LIMIT = 30.0
 #: How long a removal in the same folder is waited for before a full copy is made. Seconds.
 _CHAIN_LIMIT = 2.0
 
@@ -79,20 +81,17 @@ class Backup(Scheme):
         cls, subject: Subject, qmp: Connection, disks: Sequence[Disk]
     ) -> dict[str, int]:
         """Node name -> the most that the copy can take, bytes. Queries only."""
-        nodes = {
-            str(node["node-name"]): node
-            for node in qmp.execute("query-named-block-nodes", {"flat": False})
-        }
-        return {
-            disk.node: _most(nodes.get(disk.node, {}), disk, choice)
-            for disk, choice in zip(disks, increment.query(subject, qmp, disks))
-        }
+        choices = increment.query(subject, qmp, disks)
+        return {disk.node: size for disk, size in zip(disks, _most(qmp, disks, choices))}
 
     def prepare(self, qmp: Connection) -> None:
         """Make the targets, reserve their room, make QEMU ready. Nothing is copied yet."""
-        self._choose(qmp)
-        for target, share in zip(self._targets, self.shares):
-            target.make(share.estimate)
+        disks = [target.disk for target in self._targets]
+        choices = self._choose(qmp, disks)
+        # Looked at again: what was to be an increment may have to be a full copy by now.
+        for target, choice, size in zip(self._targets, choices, _most(qmp, disks, choices)):
+            target.choice = choice
+            target.make(size)
         # What libvirt has no name for it cannot copy: the firmware's variables.
         managed = [target for target in self._targets if target.disk.target]
         others = [target for target in self._targets if not target.disk.target]
@@ -104,19 +103,29 @@ class Backup(Scheme):
             jobs.prepare(qmp)
         self._add_bitmaps(qmp)
 
-    def _choose(self, qmp: Connection) -> None:
+    def _choose(self, qmp: Connection, disks: Sequence[Disk]) -> list[Choice]:
         """What the copies stand on: it must not go from here on."""
-        subject = self.making.subject
-        disks = [target.disk for target in self._targets]
         try:
             with chain.locked(self.making.folder.parent, _CHAIN_LIMIT, shared=True):
-                choices = increment.query(subject, qmp, disks)
+                choices = increment.query(self.making.subject, qmp, disks)
+                choices = [self._openable(choice) for choice in choices]
                 bases = [each.base.name for each in choices if each.base is not None]
                 chain.note_needs(self.making.folder, bases)
         except RefusedError as err:
-            choices = [Choice(None, err.msg)] * len(disks)
-        for target, choice in zip(self._targets, choices):
-            target.choice = choice
+            return [Choice(None, err.msg)] * len(disks)
+        return choices
+
+    def _openable(self, choice: Choice) -> Choice:
+        """The same, if qemu-img can open the image that it stands on, and all below that."""
+        if choice.base is None:
+            return choice
+        path = self.making.folder.parent / choice.base.name / choice.base.file
+        argv = ["qemu-img", "info", "-U", "-f", FORMAT, "--backing-chain", str(path)]
+        done = run_bounded(argv, _INFO_LIMIT)
+        if done.code == 0:
+            return choice
+        why = done.problem or done.words
+        return Choice(None, f"'{path}' cannot be opened by qemu-img: {why}")
 
     def _add_bitmaps(self, qmp: Connection) -> None:
         """One that counts from this snapshot on for each disk; of older ones the base's stays."""
@@ -181,6 +190,8 @@ class Backup(Scheme):
 
     def undo(self, qmp: Connection) -> str:
         """Take all of it out of QEMU; '' or what went wrong. The files go with the folder."""
+        for target in self._targets:
+            target.close()
         problem = ""
         for jobs in self._jobs:
             try:
@@ -188,7 +199,6 @@ class Backup(Scheme):
             except LivesnapError as err:
                 problem = str(err)
         for target in self._targets:
-            target.close()
             if target.bitmap:
                 bitmaps.remove(qmp, target.disk.node, [target.bitmap])
         return problem
@@ -207,14 +217,20 @@ def _check_reach(subject: Subject) -> None:
         )
 
 
-def _most(node: dict[str, Any], disk: Disk, choice: Choice) -> int:
-    """Bytes that the copy of a disk can take."""
-    written = (
-        choice.base.dirty
-        if choice.base is not None
-        else _allocated(node, disk.virtual_bytes)
-    )
-    return qcow2_bytes(written + _GROWTH, disk.virtual_bytes)
+def _most(qmp: Connection, disks: Sequence[Disk], choices: Sequence[Choice]) -> list[int]:
+    """Bytes that the copy of each disk can take."""
+    nodes = {
+        str(node["node-name"]): node
+        for node in qmp.execute("query-named-block-nodes", {"flat": False})
+    }
+    found = []
+    for disk, choice in zip(disks, choices):
+        if choice.base is not None:
+            written = choice.base.dirty
+        else:
+            written = _allocated(nodes.get(disk.node, {}), disk.virtual_bytes)
+        found.append(qcow2_bytes(written + _GROWTH, disk.virtual_bytes))
+    return found
 
 
 def _allocated(node: dict[str, Any], virtual: int) -> int:

@@ -4,7 +4,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Mapping, Sequence
+from typing import Any, Sequence
 
 from ansible_collections.livesnap.qemu.plugins.module_utils._connection.connection import (
     Connection,
@@ -54,11 +54,11 @@ def warnings(chosen: Chosen) -> list[str]:
 class CapturedDisks:
     """The disks of one snapshot in the making. What is to be done in which order: see Scheme."""
 
-    def __init__(self, making: Making, chosen: Chosen, estimates: Mapping[str, int]) -> None:
-        """`estimates`: node name -> bytes. Touches nothing yet."""
+    def __init__(self, making: Making, chosen: Chosen) -> None:
+        """Touches nothing yet."""
         shares: dict[str, list[Share]] = {}
         for index, (disk, name) in enumerate(chosen):
-            shares.setdefault(name, []).append(Share(index, disk, estimates[disk.node]))
+            shares.setdefault(name, []).append(Share(index, disk))
         self._schemes: list[Scheme] = [
             SCHEMES[name](making, theirs) for name, theirs in shares.items()
         ]

@@ -55,9 +55,9 @@ class Choice:
 def query(subject: Subject, qmp: Connection, disks: Sequence[Disk]) -> list[Choice]:
     """A choice for each disk. Asks QEMU, and reads the store; touches nothing."""
     if not subject.max_chain:
-        return [Choice() for _disk in disks]
+        return [Choice()] * len(disks)
     if any(disk.target for disk in disks):
-        return [Choice(None, "the disk is libvirt's, which has bitmaps of its own") for _ in disks]
+        return [Choice(None, "the disk is libvirt's, which has bitmaps of its own")] * len(disks)
     nodes = bitmaps.of_nodes(qmp)
     tag = bitmaps.tag(subject.store, subject.guest)
     found = [bitmaps.ours(nodes.get(disk.node, {}), tag) for disk in disks]

@@ -50,14 +50,10 @@ class Making:
 
 @dataclass(frozen=True)
 class Share:
-    """A disk that a scheme is to capture. index: its place among all captured disks.
-
-    estimate: the most that it can take in the store, bytes.
-    """
+    """A disk that a scheme is to capture. index: its place among all captured disks."""
 
     index: int
     disk: Disk
-    estimate: int
 
     def file(self, kind: str) -> str:
         """Its image below the snapshot's folder."""

@@ -19,7 +19,6 @@ from ansible_collections.livesnap.qemu.plugins.module_utils._connection.domain i
 )
 from ansible_collections.livesnap.qemu.plugins.module_utils._connection.qmp import Qmp
 from ansible_collections.livesnap.qemu.plugins.module_utils._errors import (
-    QmpConnectError,
     RefusedError,
 )
 from ansible_collections.livesnap.qemu.plugins.module_utils._guest.agent import Agent
@@ -80,15 +79,7 @@ class SocketAddress(Address):
         path = self.qmp_socket
         # Another run may hold it: who listens is known without a greeting.
         with _peer.connect_unix(path, timeout) as sock:
-            pid = _peer.listening_qemu(sock, path)
-            if not pid:
-                peer = _peer.peer_credentials(sock)[0]
-                raise QmpConnectError(
-                    "not_qemu",
-                    f"QMP socket '{path}' belongs to {_peer.process_name(peer)}, which is not a"
-                    " QEMU that runs a guest",
-                    "give the guest's own QMP socket",
-                )
+            pid = _peer.qemu_of(sock, path)
         return QemuProcess.of(pid)
 
     def connect(self, timeout: float = 10.0) -> Connection:

@@ -23,10 +23,8 @@ from ansible_collections.livesnap.qemu.plugins.module_utils._errors import (
     StoreError,
 )
 from ansible_collections.livesnap.qemu.plugins.module_utils._store import files, manifest
-from ansible_collections.livesnap.qemu.plugins.module_utils._store.layout import Store
+from ansible_collections.livesnap.qemu.plugins.module_utils._store.layout import NEEDS, Store
 
-#: In a folder in the making: the snapshots that must not go meanwhile.
-NEEDS = "needs.json"
 #: No chain of ours is that long: manifests that name one another in a circle are found.
 LONGEST = 200
 _POLL = 0.1

@@ -20,6 +20,8 @@ from ansible_collections.livesnap.qemu.plugins.module_utils._store import (
 
 FOLDER_MODE = 0o711
 PRIVATE_MODE = 0o600
+#: Of a folder in the making: the snapshots that must not go meanwhile.
+NEEDS = "needs.json"
 #: A disk image belongs to the user of the guest's QEMU, who may read it; so may root; nobody else.
 IMAGE_MODE = 0o400
 
@@ -136,6 +138,8 @@ class Store:
                 raise StoreError(f"'{final}' appeared meanwhile")
             os.rename(folder, final)
             files.sync_folder(final.parent)
+            # From here on its manifest says what it stands on.
+            (final / NEEDS).unlink(missing_ok=True)
         return final
 
     def discard(self, folder: Path) -> None:

@@ -56,16 +56,6 @@ _AGENT_LIMIT, _CLOCK_LIMIT = 30.0, 5.0
 _SETTLE, _POLL = 2.0, 0.1
 
 
-def refuse_without_ram(about: Check) -> None:
-    """RefusedError: not the snapshot's fault, and known before all of it was read."""
-    if about.fields["memory"] is None:
-        raise RefusedError(
-            f"{about.request.subject} has no RAM: there is nothing that a drill could go on from",
-            "check it by level 'structure'",
-            "no_memory",
-        )
-
-
 def check(about: Check) -> dict[str, Any]:
     """Evidence; BadSnapshot says what did not work. RefusedError where no drill can be made."""
     request = CloneRequest(

@@ -18,6 +18,7 @@ from ansible_collections.livesnap.qemu.plugins.module_utils._retention.periods i
 from ansible_collections.livesnap.qemu.plugins.module_utils._store import chain, names
 from ansible_collections.livesnap.qemu.plugins.module_utils._store.chain import Link
 from ansible_collections.livesnap.qemu.plugins.module_utils._store.rundir import VerifyDir
+from ansible_collections.livesnap.qemu.plugins.module_utils._verify.probe import Probe
 
 
 class BadSnapshot(LivesnapError):
@@ -70,6 +71,7 @@ class VerifyRequest:
     snapshot: str
     level: str
     max_age: Optional[Duration] = None
+    probes: tuple[Probe, ...] = ()
     lock_timeout: float = 60.0
     commands: tuple[Command, ...] = ()
     drill_memory: int = 0
@@ -92,6 +94,7 @@ class VerifyRequest:
             level=params["level"],
             max_age=None if age is None else Duration.parse(age, "max_age"),
             lock_timeout=float(params["lock_timeout"]),
+            probes=tuple(Probe.of(each) for each in params["probes"] or []),
             commands=tuple(Command.of(each) for each in params["commands"] or []),
             drill_memory=params["drill_memory"],
             drill_timeout=params["drill_timeout"],

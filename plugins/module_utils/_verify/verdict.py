@@ -13,7 +13,7 @@ from ansible_collections.livesnap.qemu.plugins.module_utils._retention.periods i
 )
 
 #: Each includes those before it.
-LEVELS = ("checksum", "structure", "drill")
+LEVELS = ("checksum", "structure", "memory", "drill")
 PASSED, FAILED = "passed", "failed"
 
 

@@ -30,6 +30,7 @@ from ansible_collections.livesnap.qemu.plugins.module_utils._store.locks import 
 from ansible_collections.livesnap.qemu.plugins.module_utils._verify import (
     checksum,
     drill,
+    memory,
     structure,
     verdict,
 )
@@ -43,8 +44,11 @@ from ansible_collections.livesnap.qemu.plugins.module_utils._verify.request impo
 _CHECKS: dict[str, Callable[[Check], dict[str, Any]]] = {
     "checksum": checksum.check,
     "structure": structure.check,
+    "memory": memory.check,
     "drill": drill.check,
 }
+#: Those that have nothing to look at in a snapshot without RAM.
+_OF_RAM = ("memory", "drill")
 #: How long the notes of a check that was cut short stay, seconds.
 _NOTES_STAY = 24 * 3600.0
 
@@ -108,8 +112,8 @@ def _checked(request: VerifyRequest, folder: Path, run: rundir.VerifyDir) -> dic
     about = Check(request, folder, {}, run)
     try:
         about.fields = _manifest(folder)
-        if request.level == "drill":
-            drill.refuse_without_ram(about)
+        if request.level in _OF_RAM:
+            _refuse_without_ram(about)
         with contextlib.ExitStack() as stack:
             for each in chain.folders(folder, about.fields):
                 stack.enter_context(chain.locked(each, request.lock_timeout, shared=True))
@@ -128,6 +132,17 @@ def _manifest(folder: Path) -> dict[str, Any]:
         return chain.read(folder)
     except StoreError as err:
         raise BadSnapshot(err.msg, err.hint) from None
+
+
+def _refuse_without_ram(about: Check) -> None:
+    """RefusedError: not the snapshot's fault, and known before all of it was read."""
+    if about.fields["memory"] is None:
+        raise RefusedError(
+            f"{about.request.subject} has no RAM: there is nothing for level"
+            f" '{about.request.level}' to look at",
+            "check it by level 'structure'",
+            "no_memory",
+        )
 
 
 def _record(request: VerifyRequest, folder: Path, which: int, new: dict[str, Any]) -> None:

@@ -35,12 +35,12 @@ class Options:
     program: str = "qemu-system-x86_64"
     base: str = "/tmp"  # where the guest's folder is made
     memory: int = 256  # MiB
-    buffer: int = 16  # MiB of the witness' buffer; 0: half of the RAM that Linux has
+    buffer: int = 8  # MiB of the witness' buffer; 0: half of the RAM that Linux has
     mixed: bool = False  # half of the buffer's pages cannot be compressed
     calm: int = 0  # MiB that the witness fills besides its buffer, and leaves alone
-    # ms, below 1000, that the witness rests after each MiB. At 12 it writes 80 MB/s and takes a
-    # tenth of a core under TCG; at 0 it writes twenty times as much and takes all of one.
-    rest: int = 12
+    # ms, below 1000, that the witness rests after each MiB. At 24 it writes 40 MB/s and takes a
+    # twentieth of a core under TCG; at 0 it writes forty times as much and takes all of one.
+    rest: int = 24
     cpus: int = 1
     machine: str = "pc"
     machine_options: str = ""  # such as "max-ram-below-4g=512M"

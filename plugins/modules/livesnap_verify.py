@@ -75,7 +75,7 @@ options:
         description: Bytes that have to be there.
         type: str
       disk:
-        description: A disk of the snapshot, as RV(ignore:snapshot.disks[].match) calls it, on which the same has to be.
+        description: A disk of the snapshot, as C(disks[].match) of the snapshot calls it, on which the same has to be.
         type: str
       disk_offset:
         description: Where on that disk, in bytes.
@@ -144,6 +144,15 @@ EXAMPLES = r"""
     guest: web1
     snapshot: month-end
 
+- name: See that RAM holds what is known of it
+  livesnap.qemu.livesnap_verify:
+    guest: web1
+    snapshot: month-end
+    level: memory
+    probes:
+      - name: kernel
+        pattern: 'Linux version '
+
 - name: See the newest one work
   livesnap.qemu.livesnap_verify:
     guest: web1
@@ -153,21 +162,6 @@ EXAMPLES = r"""
       - argv: [/bin/sh, -c, 'cat /proc/uptime']
         stdout: '^[0-9]'
     drill_memory: 16G
-
-- name: See that RAM is of the machine that it should be, and holds what the disk holds
-  livesnap.qemu.livesnap_verify:
-    guest: web1
-    snapshot: month-end
-    level: memory
-    probes:
-      - name: kernel
-        pattern: 'Linux version 6.1'
-      - name: sequence number
-        pattern: 'SEQUENCE-NUMBER\x00'
-        offset: 16
-        disk: vda
-        disk_offset: 1048592
-        most_apart: 1
 
 - name: Read it once a month
   livesnap.qemu.livesnap_verify:

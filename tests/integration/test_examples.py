@@ -113,10 +113,12 @@ def test_livesnap_host_info(prepared: Controller, web1: Guest, store: Path) -> N
 
 def test_livesnap_verify(prepared: Controller, web1: Guest, store: Path) -> None:
     found = run(prepared, store, examples("modules", "livesnap_verify"))
-    checked, drilled, monthly = found.values()
-    assert [each["changed"] for each in (checked, drilled, monthly)] == [True, True, False]
+    checked, looked, drilled, monthly = found.values()
+    assert [each["changed"] for each in found.values()] == [True, True, True, False]
     assert drilled["verdict"] == monthly["verdict"]
-    assert checked["verdict"]["result"] == drilled["verdict"]["result"] == "passed"
+    assert {each["verdict"]["result"] for each in found.values()} == {"passed"}
+    (probe,) = looked["verdict"]["evidence"]["memory"]["probes"]
+    assert probe["name"] == "kernel" and checked["verdict"]["level"] == "structure"
 
 
 def test_livesnap_clone(prepared: Controller, web1: Guest, store: Path) -> None:

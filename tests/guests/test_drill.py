@@ -143,8 +143,8 @@ def test_ram_of_another_instant_than_the_disk(drilled: Guest, shelf: TestStore) 
         # In place: a file that was cut would have its new content in another block.
         in_guest(drilled, f"echo {number} >/run/number; "
                           f"echo {number} | dd of=/mnt/disk0/number conv=notrunc; sync")
-        folders.append(folder_of(
-                shelf.take(drilled, f"mix{number}", freeze="never", max_chain=0)))
+        mixed = shelf.take(drilled, f"mix{number}", freeze="never", max_chain=0)
+        folders.append(folder_of(mixed))
     same = shell("echo 3 >/proc/sys/vm/drop_caches; cmp /run/number /mnt/disk0/number")
     assert drilled_as(folders[0], same)["result"] == "passed"
     for disk in (folders[1] / "disks").iterdir():

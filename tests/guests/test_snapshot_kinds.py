@@ -52,7 +52,8 @@ def test_unprivileged_and_sandboxed(make_guest: Callable[..., Guest], store: Tes
 def test_split_memory(make_guest: Callable[..., Guest], store: TestStore) -> None:
     # The buffer reaches below and above 4 GiB: neither side alone has room for it.
     guest = make_guest(
-        name="split", memory=1024, machine_options="max-ram-below-4g=512M", buffer=640)
+        name="split", memory=1024, machine_options="max-ram-below-4g=512M", buffer=640,
+        rest=2)
     pages = guest.witness()["pages"]
     before = guest.counts()
     result = store.take(guest, "split", freeze="never")

@@ -27,12 +27,12 @@ def remove_complete(store: Store, guest: str, name: str, apply: bool) -> str:
 
     What a later snapshot needs of it is merged into that one.
     """
-    above = chain.above(store, guest, name)
-    _refuse(store, guest, name, above)
-    if apply:
-        with chain.locked(store.guest(guest), _CHAIN_LIMIT):
-            above = chain.above(store, guest, name)
-            _refuse(store, guest, name, above)
+    with contextlib.ExitStack() as stack:
+        if apply:
+            stack.enter_context(chain.locked(store.guest(guest), _CHAIN_LIMIT))
+        above = chain.above(store, guest, name)
+        _refuse(store, guest, name, above)
+        if apply:
             _remove(store, guest, name, above)
     return _said("removed", guest, name, above)
 

@@ -28,7 +28,7 @@ options:
       - V(checksum) reads every byte of RAM image, device state, disk images and manifest, and compares checksums. What is damaged is
         named by guest address, block and file offset, or by disk image and range of bytes.
       - V(structure) also asks whether this machine could bring the snapshot back (QEMU, machine type, CPU, firmware), whether the
-        images are sound, stand alone and have the sizes of the disks (C(qemu-img check)), whether the device state parses and is of as many
+        images are sound, stand on what they should and have the sizes of the disks (C(qemu-img check)), whether the device state parses and is of as many
         CPUs as the guest had, and whether the file systems on the disks are without errors (C(e2fsck), C(xfs_repair)).
       - V(memory) also looks into RAM. The processors of the guest, as they are in the device state, have to find one and the same Linux kernel by
         their page tables, if they run one; and O(probes) have to hold. It takes a second, and reads all of RAM for probes with a C(pattern).

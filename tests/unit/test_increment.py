@@ -52,7 +52,7 @@ def bitmap(store: Store, snapshot_id: str = ID, **about: Any) -> dict[str, Any]:
 def choice(
         whose: Subject, *found: dict[str, Any], disk: Disk = DISK) -> tuple[str | None, str | None]:
     qmp: Any = Qmp(*found)
-    (made,) = increment.query(whose, qmp, [disk])
+    (made,) = increment.choose(whose, [disk], bitmaps.of_nodes(qmp))
     return None if made.base is None else made.base.name, made.reason
 
 
@@ -66,7 +66,7 @@ def test_it_stands_on_the_newest(store: Store) -> None:
     # An older one serves where the newest does not.
     assert choice(whose, both[0], bitmap(store, OTHER, inconsistent=True)) == ("one", None)
     qmp: Any = Qmp(*both)
-    (made,) = increment.query(whose, qmp, [DISK])
+    (made,) = increment.choose(whose, [DISK], bitmaps.of_nodes(qmp))
     assert made.base is not None and made.base.dirty == 65536
     assert made.base.below == "../../two/disks/0-d0.qcow2"
     assert made.base.noted() == {"id": OTHER, "name": "two", "file": "disks/0-d0.qcow2"}

@@ -6,15 +6,12 @@
  * (QEMU, target/i386/arch_dump.c).
  */
 #include <elf.h>
-#include <errno.h>
-#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/procfs.h>
-#include <unistd.h>
 
 #include "common/cleanup.h"
-#include "image/append.h"
+#include "stream/beside.h"
 #include "stream/cpu.h"
 #include "stream/stream.h"
 
@@ -39,8 +36,9 @@ _Static_assert(sizeof(struct qemu_cpu) == 440, "as QEMU writes it");
 #define NOTES (2 * NOTE_HEAD + sizeof(struct elf_prstatus) + sizeof(struct qemu_cpu))
 
 struct elf {
-    struct ls_append file;
+    struct ls_beside out;
     const struct ls_image_info *info;
+    uint64_t head;    /* bytes before the memory, whole pages */
     uint64_t *places; /* of each range in the file */
     void *bounce;
     uint32_t block; /* that is being walked */
@@ -159,20 +157,34 @@ static uint64_t round_up(uint64_t bytes)
     return (bytes + LS_PAGE - 1) / LS_PAGE * LS_PAGE;
 }
 
-/* Everything before the memory, in whole pages; also where each range goes. */
-static int write_head(struct elf *e, const struct ls_cpu *cpus, size_t count, uint64_t *end,
-                      struct ls_error *err)
+static uint64_t notes_at(const struct ls_image_info *info)
+{
+    return sizeof(Elf64_Ehdr) + (info->range_count + 1) * sizeof(Elf64_Phdr);
+}
+
+/* Where each range goes, behind the notes of so many processors. Returns the length of the file. */
+static uint64_t place_ranges(struct elf *e, size_t cpus)
+{
+    uint64_t at = e->head = round_up(notes_at(e->info) + cpus * NOTES);
+
+    for (uint32_t i = 0; i < e->info->range_count; i++) {
+        e->places[i] = at;
+        at += round_up(e->info->ranges[i].length);
+    }
+    return at;
+}
+
+/* Everything before the memory. */
+static int write_head(struct elf *e, const struct ls_cpu *cpus, size_t count, struct ls_error *err)
 {
     const struct ls_image_info *info = e->info;
-    uint64_t notes = sizeof(Elf64_Ehdr) + (info->range_count + 1) * sizeof(Elf64_Phdr);
-    uint64_t at = round_up(notes + count * NOTES);
-    size_t size = at;
-    LS_AUTO_FREE uint8_t *head = aligned_alloc(LS_PAGE, size);
+    uint64_t notes = notes_at(info);
+    LS_AUTO_FREE uint8_t *head = aligned_alloc(LS_PAGE, e->head);
     Elf64_Phdr *segments;
 
     if (!head)
         return ls_fail(err, LS_INTERNAL, "memory", "no memory for the head of an ELF core");
-    memset(head, 0, size);
+    memset(head, 0, e->head);
     *(Elf64_Ehdr *)head = (Elf64_Ehdr){
         .e_ident = {ELFMAG0, ELFMAG1, ELFMAG2, ELFMAG3, ELFCLASS64, ELFDATA2LSB, EV_CURRENT},
         .e_type = ET_CORE,
@@ -191,17 +203,14 @@ static int write_head(struct elf *e, const struct ls_cpu *cpus, size_t count, ui
 
         segments[i + 1] = (Elf64_Phdr){.p_type = PT_LOAD,
                                        .p_flags = PF_R | PF_W | PF_X,
-                                       .p_offset = at,
+                                       .p_offset = e->places[i],
                                        .p_paddr = range->gpa,
                                        .p_filesz = range->length,
                                        .p_memsz = range->length,
                                        .p_align = LS_PAGE};
-        e->places[i] = at;
-        at += round_up(range->length);
     }
     put_notes(cpus, count, head + notes);
-    *end = at;
-    return ls_append_place(&e->file, head, size, 0, e->bounce, err);
+    return ls_append_place(&e->out.file, head, e->head, 0, e->bounce, err);
 }
 
 /* A run of pages of a block goes to each range that has some of them. */
@@ -218,7 +227,7 @@ static int write_run(const struct ls_image_run *run, void *opaque, struct ls_err
         if (to > start + length)
             to = start + length;
         if (range->block == e->block && from < to &&
-            ls_append_place(&e->file, (const uint8_t *)run->data + (from - start), to - from,
+            ls_append_place(&e->out.file, (const uint8_t *)run->data + (from - start), to - from,
                             e->places[i] + (from - range->offset), e->bounce, err))
             return -1;
     }
@@ -231,41 +240,27 @@ static int write_run(const struct ls_image_run *run, void *opaque, struct ls_err
 static int write_core(struct ls_image *image, struct elf *e, const struct ls_cpu *cpus,
                       size_t count, struct ls_error *err)
 {
-    uint64_t end = 0;
-
-    if (write_head(e, cpus, count, &end, err))
+    if (write_head(e, cpus, count, err))
         return -1;
-    if (ftruncate(e->file.fd, (off_t)end))
-        return ls_fail_errno(err, LS_STORAGE, "create", "cannot make an ELF core of %llu bytes",
-                             (unsigned long long)end);
     for (e->block = 0; e->block < e->info->block_count; e->block++) {
         if (ls_image_walk(image, e->block, write_run, e, err))
             return -1;
     }
-    return ls_append_flush(&e->file, err);
+    return 0;
 }
 
-/* Into a file beside, which gets the name when it is whole. */
-static int write_beside(struct ls_image *image, struct elf *e, const struct ls_devices *devices,
-                        const char *path, struct ls_error *err)
+static int write_file(struct ls_image *image, struct elf *e, const struct ls_devices *devices,
+                      const char *path, struct ls_error *err)
 {
     LS_AUTO_FREE struct ls_cpu *cpus = calloc(LS_CPUS, sizeof(*cpus));
-    LS_AUTO_FREE char *part = NULL;
-    int ret;
+    size_t count;
 
-    if (!cpus || asprintf(&part, "%s.part", path) < 0)
+    if (!cpus)
         return ls_fail(err, LS_INTERNAL, "memory", "no memory to write '%s'", path);
-    if (unlink(part) && errno != ENOENT)
-        return ls_fail_errno(err, LS_STORAGE, "create", "cannot remove '%s'", part);
-    if (ls_append_open(&e->file, part, UINT64_C(1) << 62, err))
+    count = ls_cpus(devices, cpus);
+    if (ls_beside_begin(&e->out, path, place_ranges(e, count), err))
         return -1;
-    ret = write_core(image, e, cpus, ls_cpus(devices, cpus), err);
-    ls_append_close(&e->file);
-    if (!ret && rename(part, path))
-        ret = ls_fail_errno(err, LS_STORAGE, "rename", "cannot rename '%s' to '%s'", part, path);
-    if (ret)
-        unlink(part);
-    return ret;
+    return ls_beside_end(&e->out, write_core(image, e, cpus, count, err), err);
 }
 
 int ls_elf_write(struct ls_image *image, const struct ls_devices *devices, const char *path,
@@ -282,7 +277,7 @@ int ls_elf_write(struct ls_image *image, const struct ls_devices *devices, const
     if (!e.places || !e.bounce)
         ret = ls_fail(err, LS_INTERNAL, "memory", "no memory to write '%s'", path);
     else
-        ret = write_beside(image, &e, devices, path, err);
+        ret = write_file(image, &e, devices, path, err);
     free(e.places);
     free(e.bounce);
     return ret;

@@ -4,14 +4,13 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
-#include <unistd.h>
 
 #include "common/cleanup.h"
-#include "image/append.h"
+#include "stream/beside.h"
 #include "stream/stream.h"
 
 struct raw {
-    struct ls_append file;
+    struct ls_beside out;
     void *bounce;
     ls_image_progress_fn progress;
     void *opaque;
@@ -38,7 +37,7 @@ static int write_run(const struct ls_image_run *run, void *opaque, struct ls_err
     uint64_t length = run->pages * LS_PAGE;
 
     if (run->data &&
-        ls_append_place(&r->file, run->data, length, run->first_page * LS_PAGE, r->bounce, err))
+        ls_append_place(&r->out.file, run->data, length, run->first_page * LS_PAGE, r->bounce, err))
         return -1;
     r->done += length;
     if (r->progress)
@@ -49,29 +48,9 @@ static int write_run(const struct ls_image_run *run, void *opaque, struct ls_err
 static int write_block(struct ls_image *image, uint32_t block, struct raw *r, const char *path,
                        struct ls_error *err)
 {
-    const struct ls_image_block *b = &ls_image_info(image)->blocks[block];
-    LS_AUTO_FREE char *part = NULL;
-    int ret;
-
-    if (asprintf(&part, "%s.part", path) < 0)
-        return ls_fail(err, LS_INTERNAL, "memory", "no memory to write '%s'", path);
-    if (unlink(part) && errno != ENOENT)
-        return ls_fail_errno(err, LS_STORAGE, "create", "cannot remove '%s'", part);
-    if (ls_append_open(&r->file, part, b->length, err))
+    if (ls_beside_begin(&r->out, path, ls_image_info(image)->blocks[block].length, err))
         return -1;
-    if (ftruncate(r->file.fd, (off_t)b->length))
-        ret = ls_fail_errno(err, LS_STORAGE, "create", "cannot make '%s' %llu bytes long", part,
-                            (unsigned long long)b->length);
-    else
-        ret = ls_image_walk(image, block, write_run, r, err);
-    if (!ret)
-        ret = ls_append_flush(&r->file, err);
-    ls_append_close(&r->file);
-    if (!ret && rename(part, path))
-        ret = ls_fail_errno(err, LS_STORAGE, "rename", "cannot rename '%s' to '%s'", part, path);
-    if (ret)
-        unlink(part);
-    return ret;
+    return ls_beside_end(&r->out, ls_image_walk(image, block, write_run, r, err), err);
 }
 
 int ls_raw_write(struct ls_image *image, const char *dir, ls_image_progress_fn progress,

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import contextlib
 import shutil
-from typing import Any, Optional, Sequence, Union
+from typing import Any, Mapping, Optional, Sequence, Union
 
 from ansible_collections.livesnap.qemu.plugins.module_utils._connection.connection import (
     Connection,
@@ -81,15 +81,17 @@ class Backup(Scheme):
         cls, subject: Subject, qmp: Connection, disks: Sequence[Disk]
     ) -> dict[str, int]:
         """Node name -> the most that the copy can take, bytes. Queries only."""
-        choices = increment.query(subject, qmp, disks)
-        return {disk.node: size for disk, size in zip(disks, _most(qmp, disks, choices))}
+        nodes = bitmaps.of_nodes(qmp)
+        choices = increment.choose(subject, disks, nodes)
+        return {disk.node: size for disk, size in zip(disks, _most(nodes, disks, choices))}
 
     def prepare(self, qmp: Connection) -> None:
         """Make the targets, reserve their room, make QEMU ready. Nothing is copied yet."""
         disks = [target.disk for target in self._targets]
-        choices = self._choose(qmp, disks)
+        nodes = bitmaps.of_nodes(qmp)
+        choices = self._choose(disks, nodes)
         # Looked at again: what was to be an increment may have to be a full copy by now.
-        for target, choice, size in zip(self._targets, choices, _most(qmp, disks, choices)):
+        for target, choice, size in zip(self._targets, choices, _most(nodes, disks, choices)):
             target.choice = choice
             target.make(size)
         # What libvirt has no name for it cannot copy: the firmware's variables.
@@ -101,13 +103,15 @@ class Backup(Scheme):
             self._jobs.append(QemuJobs(self.making.prefix, others))
         for jobs in self._jobs:
             jobs.prepare(qmp)
-        self._add_bitmaps(qmp)
+        self._add_bitmaps(qmp, nodes)
 
-    def _choose(self, qmp: Connection, disks: Sequence[Disk]) -> list[Choice]:
+    def _choose(
+        self, disks: Sequence[Disk], nodes: Mapping[str, Mapping[str, Any]]
+    ) -> list[Choice]:
         """What the copies stand on: it must not go from here on."""
         try:
             with chain.locked(self.making.folder.parent, _CHAIN_LIMIT, shared=True):
-                choices = increment.query(self.making.subject, qmp, disks)
+                choices = increment.choose(self.making.subject, disks, nodes)
                 choices = [self._openable(choice) for choice in choices]
                 bases = [each.base.name for each in choices if each.base is not None]
                 chain.note_needs(self.making.folder, bases)
@@ -127,11 +131,10 @@ class Backup(Scheme):
         why = done.problem or done.words
         return Choice(None, f"'{path}' cannot be opened by qemu-img: {why}")
 
-    def _add_bitmaps(self, qmp: Connection) -> None:
+    def _add_bitmaps(self, qmp: Connection, nodes: Mapping[str, Mapping[str, Any]]) -> None:
         """One that counts from this snapshot on for each disk; of older ones the base's stays."""
         subject = self.making.subject
         tag = bitmaps.tag(subject.store, subject.guest)
-        nodes = bitmaps.of_nodes(qmp)
         for target in self._targets:
             node, base = nodes.get(target.disk.node, {}), target.choice.base
             older = [each.name for each in bitmaps.ours(node, tag)]
@@ -217,12 +220,10 @@ def _check_reach(subject: Subject) -> None:
         )
 
 
-def _most(qmp: Connection, disks: Sequence[Disk], choices: Sequence[Choice]) -> list[int]:
-    """Bytes that the copy of each disk can take."""
-    nodes = {
-        str(node["node-name"]): node
-        for node in qmp.execute("query-named-block-nodes", {"flat": False})
-    }
+def _most(
+    nodes: Mapping[str, Mapping[str, Any]], disks: Sequence[Disk], choices: Sequence[Choice]
+) -> list[int]:
+    """Bytes that the copy of each disk can take. Pure."""
     found = []
     for disk, choice in zip(disks, choices):
         if choice.base is not None:
@@ -233,7 +234,7 @@ def _most(qmp: Connection, disks: Sequence[Disk], choices: Sequence[Choice]) -> 
     return found
 
 
-def _allocated(node: dict[str, Any], virtual: int) -> int:
+def _allocated(node: Mapping[str, Any], virtual: int) -> int:
     """Bytes that a node and what it stands on have allocated; all of it where that is unknown."""
     total = 0
     image: Optional[dict[str, Any]] = node.get("image")

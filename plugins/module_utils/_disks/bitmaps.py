@@ -50,8 +50,8 @@ def name_of(snapshot_id: str, tag_: str) -> str:
 
 
 def of_nodes(qmp: Connection) -> dict[str, dict[str, Any]]:
-    """Node name -> what QEMU says of it, for all of them."""
-    every = qmp.execute("query-named-block-nodes", {"flat": True})
+    """Node name -> what QEMU says of it and of the images below, for all of them."""
+    every = qmp.execute("query-named-block-nodes", {"flat": False})
     return {str(node["node-name"]): node for node in every}
 
 

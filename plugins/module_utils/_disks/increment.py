@@ -11,9 +11,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Mapping, Optional, Sequence
 
-from ansible_collections.livesnap.qemu.plugins.module_utils._connection.connection import (
-    Connection,
-)
 from ansible_collections.livesnap.qemu.plugins.module_utils._disks import bitmaps
 from ansible_collections.livesnap.qemu.plugins.module_utils._disks.scheme import Subject
 from ansible_collections.livesnap.qemu.plugins.module_utils._errors import StoreError
@@ -52,13 +49,14 @@ class Choice:
     reason: Optional[str] = None
 
 
-def query(subject: Subject, qmp: Connection, disks: Sequence[Disk]) -> list[Choice]:
-    """A choice for each disk. Asks QEMU, and reads the store; touches nothing."""
+def choose(
+    subject: Subject, disks: Sequence[Disk], nodes: Mapping[str, Mapping[str, Any]]
+) -> list[Choice]:
+    """A choice for each disk. `nodes` as of bitmaps.of_nodes(). Reads the store."""
     if not subject.max_chain:
         return [Choice()] * len(disks)
     if any(disk.target for disk in disks):
         return [Choice(None, "the disk is libvirt's, which has bitmaps of its own")] * len(disks)
-    nodes = bitmaps.of_nodes(qmp)
     tag = bitmaps.tag(subject.store, subject.guest)
     found = [bitmaps.ours(nodes.get(disk.node, {}), tag) for disk in disks]
     earlier = _Earlier(subject) if any(found) else None
@@ -86,6 +84,7 @@ class _Earlier:
         self._subject = subject
         store = Store(subject.store)
         self._known: dict[str, tuple[Path, dict[str, Any]]] = {}
+        self._read: dict[Path, dict[str, Any]] = {}
         for name in store.entries(subject.guest)[0]:
             folder = store.snapshot(subject.guest, name)
             try:
@@ -94,8 +93,9 @@ class _Earlier:
                 # It is not one to stand on; livesnap_info says why.
                 continue
             self._known[fields["id"]] = (folder, fields)
+            self._read[folder] = fields
         self._used = {
-            each for _folder, fields in self._known.values() for each in chain.bases(fields)
+            each for fields in self._read.values() for each in chain.bases(fields)
         }
 
     def age(self, bitmap: bitmaps.Bitmap) -> str:
@@ -143,7 +143,7 @@ class _Earlier:
         if name in self._used:
             return f"another one stands on snapshot '{name}'"
         try:
-            length = len(chain.links(folder, entry))
+            length = len(chain.links(folder, entry, self._read))
         except StoreError as err:
             return err.msg
         if length > self._subject.max_chain:

@@ -43,24 +43,28 @@ class Link:
         return self.folder / str(self.disk["file"])
 
 
-def links(folder: Path, disk: Mapping[str, Any]) -> list[Link]:
+def links(
+    folder: Path, disk: Mapping[str, Any], known: Optional[dict[Path, dict[str, Any]]] = None
+) -> list[Link]:
     """What a disk of a snapshot is made of, its own image first, the full copy last.
 
+    `known`: folder -> manifest of those that were read already; others are read, and added to it.
     StoreError when one is not there, or is not what the one above it names.
     """
+    known = {} if known is None else known
     found = [Link(folder, disk)]
     while found[-1].disk.get("base") is not None:
         if len(found) > LONGEST:
             raise StoreError(f"'{found[0].path}' stands on more than {LONGEST} others")
-        found.append(_below(found[-1]))
+        found.append(_below(found[-1], known))
     return found
 
 
-def _below(link: Link) -> Link:
+def _below(link: Link, known: dict[Path, dict[str, Any]]) -> Link:
     base = link.disk["base"]
     folder = link.folder.parent / base["name"]
     try:
-        fields = _manifest(folder)
+        fields = known[folder] = known.get(folder) or _manifest(folder)
     except StoreError as err:
         raise StoreError(
             f"'{link.path}' stands on snapshot '{base['name']}', which is not sound: {err.msg}",
@@ -90,17 +94,10 @@ def is_merging(folder: Path) -> bool:
 def read(folder: Path) -> dict[str, Any]:
     """The manifest of a snapshot that is to be used: all that its disks stand on is there, too."""
     fields = manifest.read(folder)
+    known = {folder: fields}
     for disk in fields["disks"]:
-        links(folder, disk)
+        links(folder, disk, known)
     return fields
-
-
-def folders(folder: Path, fields: Mapping[str, Any]) -> list[Path]:
-    """Of a snapshot, and of all that its disks stand on."""
-    found = {folder: None}
-    for disk in fields["disks"]:
-        found.update((link.folder, None) for link in links(folder, disk))
-    return list(found)
 
 
 def above(store: Store, guest: str, name: str) -> list[str]:

@@ -67,11 +67,6 @@ class GuestMemory(Closing):
         if self._image is not None:
             self._image.close()
 
-    @property
-    def total_bytes(self) -> int:
-        """How much RAM has a guest-physical address."""
-        return sum(area.length for area in self.areas)
-
     def read(self, address: int, length: int) -> Optional[bytes]:
         """Bytes at a guest-physical address; None unless all of them are RAM."""
         found = b""

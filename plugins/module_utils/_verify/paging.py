@@ -66,15 +66,24 @@ def cpu_of(section: Section) -> Optional[Cpu]:
 
 def translate(cpu: Cpu, virtual: int, word: Word) -> Optional[int]:
     """The guest-physical address of a virtual one; None if it is not mapped."""
+    found = _entry(cpu, virtual, 0, word)
+    if found is None:
+        return None
+    level, entry = found
+    size = 1 << (12 + 9 * level)
+    return (entry & _ADDRESS & ~(size - 1)) | (virtual & (size - 1))
+
+
+def _entry(cpu: Cpu, virtual: int, lowest: int, word: Word) -> Optional[tuple[int, int]]:
+    """(level, entry) where the walk of the tables ends: at the lowest level that is asked for (0:
+    4 KiB, 1: 2 MiB), or at a larger page above it; None if nothing is mapped."""
     table = cpu.table
-    for level in reversed(range(cpu.levels)):
-        shift = 12 + 9 * level
-        entry = word(table + 8 * (virtual >> shift & 511))
+    for level in reversed(range(lowest, cpu.levels)):
+        entry = word(table + 8 * (virtual >> (12 + 9 * level) & 511))
         if entry is None or not entry & _PRESENT:
             return None
-        if level == 0 or (level <= 2 and entry & _LARGE):
-            size = 1 << shift
-            return (entry & _ADDRESS & ~(size - 1)) | (virtual & (size - 1))
+        if level == lowest or (level <= 2 and entry & _LARGE):
+            return level, entry
         table = entry & _ADDRESS
     return None
 
@@ -110,9 +119,11 @@ def _pages(cpu: Cpu, start: int, end: int, word: Word) -> Iterator[tuple[int, in
     """(virtual, physical, length) of each page."""
     large = 1 << 21
     for block in range(start, end, large):
-        entry = _directory_entry(cpu, block, word)
-        if entry is None or not entry & _PRESENT:
+        found = _entry(cpu, block, 1, word)
+        # Linux maps no kernel by pages of 1 GiB.
+        if found is None or found[0] != 1:
             continue
+        entry = found[1]
         if entry & _LARGE:
             yield block, entry & _ADDRESS & ~(large - 1), large
             continue
@@ -120,16 +131,3 @@ def _pages(cpu: Cpu, start: int, end: int, word: Word) -> Iterator[tuple[int, in
             page = word((entry & _ADDRESS) + 8 * number)
             if page is not None and page & _PRESENT:
                 yield block + number * _PAGE, page & _ADDRESS, _PAGE
-
-
-def _directory_entry(cpu: Cpu, virtual: int, word: Word) -> Optional[int]:
-    """The entry for 2 MiB; None where a level above has none, or maps 1 GiB at once."""
-    table = cpu.table
-    for level in reversed(range(1, cpu.levels)):
-        entry = word(table + 8 * (virtual >> (12 + 9 * level) & 511))
-        if level == 1 or entry is None or not entry & _PRESENT:
-            return entry if level == 1 else None
-        if entry & _LARGE:
-            return None
-        table = entry & _ADDRESS
-    return None

@@ -120,11 +120,13 @@ class Check:
     run: VerifyDir
     evidence: dict[str, Any] = field(default_factory=dict)
     not_done: list[str] = field(default_factory=list)
+    #: Folder -> manifest of what its disks stand on, as far as it was read.
+    manifests: dict[Path, dict[str, Any]] = field(default_factory=dict)
 
     def links(self, disk: Mapping[str, Any]) -> list[Link]:
         """What a disk of it is made of, its own image first; BadSnapshot."""
         try:
-            return chain.links(self.folder, disk)
+            return chain.links(self.folder, disk, self.manifests)
         except StoreError as err:
             raise BadSnapshot(err.msg, err.hint) from None
 

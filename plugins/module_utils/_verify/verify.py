@@ -115,7 +115,8 @@ def _checked(request: VerifyRequest, folder: Path, run: rundir.VerifyDir) -> dic
         if request.level in _OF_RAM:
             _refuse_without_ram(about)
         with contextlib.ExitStack() as stack:
-            for each in chain.folders(folder, about.fields):
+            links = [link for disk in about.fields["disks"] for link in about.links(disk)]
+            for each in {folder, *(link.folder for link in links)}:
                 stack.enter_context(chain.locked(each, request.lock_timeout, shared=True))
             for level in verdict.up_to(request.level):
                 about.tell(level, 0.0)

@@ -4,10 +4,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import random
 import shutil
 import subprocess
+import threading
+import time
 import uuid
 from collections.abc import Callable
 from pathlib import Path
@@ -29,6 +32,11 @@ from ansible_collections.livesnap.qemu.plugins.module_utils._store import (
     sums,
 )
 from ansible_collections.livesnap.qemu.plugins.module_utils._store.layout import Store
+from ansible_collections.livesnap.qemu.plugins.module_utils._verify import checksum
+from ansible_collections.livesnap.qemu.plugins.module_utils._verify.request import (
+    Check,
+    VerifyRequest,
+)
 from test_store import fields
 
 pytestmark = pytest.mark.skipif(shutil.which("qemu-io") is None, reason="qemu-utils is not there")
@@ -249,6 +257,53 @@ def test_others_are_waited_for(
     with pytest.raises(RefusedError, match="'s4', which is in the making, stands on it"):
         _remove.remove_complete(store, "web1", "s3", True)
     check(store, copies)
+
+
+def test_a_check_that_waited_reads_again(
+        store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What it found before a merge, which it waited for, is not true any more."""
+    exchange, merging = merge._exchange, threading.Event()
+
+    def slowly(*given: Any) -> None:
+        merging.set()
+        time.sleep(0.5)
+        exchange(*given)
+
+    monkeypatch.setattr(merge, "_exchange", slowly)
+    work = threading.Thread(
+        target=lambda: _remove.remove_complete(store, "web1", "s0", True))
+    work.start()
+    assert merging.wait(10)
+    request = VerifyRequest(str(store.root), "web1", "s1", "checksum")
+    about = Check(request, store.snapshot("web1", "s1"), {}, rundir.VerifyDir("web1", "s1"))
+    about.run.make()
+    with contextlib.ExitStack() as stack:
+        about.hold(stack)
+        assert [len(about.links(disk)) for disk in about.fields["disks"]] == [1, 1]
+        assert checksum.check(about)["disk_bytes"] == sum(
+            path.stat().st_size for path in (about.folder / "disks").iterdir())
+        # And nobody changes what is being read.
+        with pytest.raises(RefusedError, match="is in use"):
+            with chain.locked(about.folder, 0.0):
+                pass
+    work.join()
+
+
+def test_a_check_holds_all_that_it_reads(store: Store) -> None:
+    request = VerifyRequest(str(store.root), "web1", "s2", "checksum")
+    about = Check(request, store.snapshot("web1", "s2"), {}, rundir.VerifyDir("web1", "s2"))
+    with contextlib.ExitStack() as stack:
+        about.hold(stack)
+        for name in ("s0", "s1", "s2"):
+            with pytest.raises(RefusedError, match="is in use"):
+                with chain.locked(store.snapshot("web1", name), 0.0):
+                    pass
+        with chain.locked(store.snapshot("web1", "s3"), 0.0):
+            pass
+    (store.snapshot("web1", "s0") / manifest.MERGING).write_text("{}")
+    with contextlib.ExitStack() as stack:
+        with pytest.raises(RefusedError, match=r"removing snapshot 's0'.* was cut short"):
+            about.hold(stack)
 
 
 def test_a_chain_that_is_broken(store: Store) -> None:

@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -109,7 +110,8 @@ class VerifyRequest:
 
 @dataclass
 class Check:
-    """A check that runs. What the levels find goes into `evidence`, by their names.
+    """A check that runs, of a snapshot that hold() reads. What the levels find goes into
+    `evidence`, by their names.
 
     not_done: what could not be looked at, one sentence each; it fails no check.
     """
@@ -127,6 +129,39 @@ class Check:
         """What a disk of it is made of, its own image first; BadSnapshot."""
         try:
             return chain.links(self.folder, disk, self.manifests)
+        except StoreError as err:
+            raise BadSnapshot(err.msg, err.hint) from None
+
+    def hold(self, stack: contextlib.ExitStack) -> None:
+        """Nobody changes the images of it, and of what it stands on, until the stack ends.
+
+        Read again after each wait: others may have merged what it stands on. BadSnapshot, and
+        RefusedError where that was begun and not ended: its checksums say nothing then.
+        """
+        held: set[Path] = set()
+        needed = {self.folder}
+        while needed:
+            for folder in needed:
+                stack.enter_context(
+                    chain.locked(folder, self.request.lock_timeout, shared=True)
+                )
+            held |= needed
+            self._read()
+            links = [link for disk in self.fields["disks"] for link in self.links(disk)]
+            needed = {link.folder for link in links} - held
+        for folder in sorted(held):
+            if chain.is_merging(folder):
+                raise RefusedError(
+                    f"{self.request.subject} cannot be checked now: removing snapshot"
+                    f" '{folder.name}', which it stands on, was cut short",
+                    "run livesnap_recover, which ends that",
+                    "merging",
+                )
+
+    def _read(self) -> None:
+        self.manifests = {}
+        try:
+            self.fields = chain.read(self.folder)
         except StoreError as err:
             raise BadSnapshot(err.msg, err.hint) from None
 

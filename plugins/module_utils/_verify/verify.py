@@ -18,10 +18,9 @@ from ansible_collections.livesnap.qemu.plugins.module_utils._bracket.publish imp
 from ansible_collections.livesnap.qemu.plugins.module_utils._errors import (
     LivesnapError,
     RefusedError,
-    StoreError,
 )
 from ansible_collections.livesnap.qemu.plugins.module_utils._log import log
-from ansible_collections.livesnap.qemu.plugins.module_utils._store import chain, rundir, status
+from ansible_collections.livesnap.qemu.plugins.module_utils._store import rundir, status
 from ansible_collections.livesnap.qemu.plugins.module_utils._store.layout import Store
 from ansible_collections.livesnap.qemu.plugins.module_utils._store.locks import (
     GuestLock,
@@ -111,13 +110,10 @@ def _checked(request: VerifyRequest, folder: Path, run: rundir.VerifyDir) -> dic
     level, problem = "checksum", None
     about = Check(request, folder, {}, run)
     try:
-        about.fields = _manifest(folder)
-        if request.level in _OF_RAM:
-            _refuse_without_ram(about)
         with contextlib.ExitStack() as stack:
-            links = [link for disk in about.fields["disks"] for link in about.links(disk)]
-            for each in {folder, *(link.folder for link in links)}:
-                stack.enter_context(chain.locked(each, request.lock_timeout, shared=True))
+            about.hold(stack)
+            if request.level in _OF_RAM:
+                _refuse_without_ram(about)
             for level in verdict.up_to(request.level):
                 about.tell(level, 0.0)
                 about.evidence[level] = _CHECKS[level](about)
@@ -126,13 +122,6 @@ def _checked(request: VerifyRequest, folder: Path, run: rundir.VerifyDir) -> dic
     evidence = {**about.evidence, "not_done": about.not_done, "problem": problem}
     result = verdict.PASSED if problem is None else verdict.FAILED
     return verdict.make(level, result, rundir.utc(), LIVESNAP, evidence)
-
-
-def _manifest(folder: Path) -> dict[str, Any]:
-    try:
-        return chain.read(folder)
-    except StoreError as err:
-        raise BadSnapshot(err.msg, err.hint) from None
 
 
 def _refuse_without_ram(about: Check) -> None:

@@ -15,8 +15,12 @@ from pathlib import Path
 TESTS = Path(__file__).resolve().parent
 LANE = TESTS / "lane"
 WIDTH = 3
-# They switch the whole machine's KSM on, or fill both cores on purpose.
-ALONE = ("test_keeper_faults", "test_ram_vanishes", "test_side_by_side")
+# They switch the whole machine's KSM on, which no capture of another lane may meet: it would pause
+# KSM, and at its end put back what it found. Of the native programs those with the prefix do.
+MERGING = ("test_keeper_faults", "test_ram_vanishes")
+MERGING_PREFIX = "test_ksm_"
+# It fills both cores on purpose.
+ALONE = ("test_side_by_side",)
 # The long ones first, so that all lanes end at about the same time.
 FIRST = (
     "test_owner_faults",
@@ -59,11 +63,22 @@ def _guests(stems: Sequence[str]) -> list[Piece]:
     return [Piece("guests", f"guests/{stem}", (folder / f"{stem}.py",)) for stem in stems]
 
 
-def pieces(tiers: Sequence[str]) -> tuple[list[Piece], list[Piece]]:
-    """What runs side by side, in the order in which it begins, and then what runs alone."""
+@dataclass(frozen=True)
+class Order:
+    """Pieces that run one after the other beside no capture; side by side, in the order in which
+    they begin; and one after the other, alone."""
+
+    merging: list[Piece]
+    beside: list[Piece]
+    alone: list[Piece]
+
+
+def order(tiers: Sequence[str]) -> Order:
+    """All pieces of tiers."""
     beside = _integration() if "integration" in tiers else []
     if "guests" not in tiers:
-        return beside, []
-    stems = sorted(path.stem for path in (TESTS / "guests").glob("test_*.py"))
-    order = [*FIRST, *(stem for stem in stems if stem not in FIRST)]
-    return beside + _guests([stem for stem in order if stem not in ALONE]), _guests(ALONE)
+        return Order([], beside, [])
+    rest = (path.stem for path in sorted((TESTS / "guests").glob("test_*.py")))
+    stems = dict.fromkeys([*FIRST, *rest])
+    beside += _guests([stem for stem in stems if stem not in (*MERGING, *ALONE)])
+    return Order(_guests(MERGING), beside, _guests(ALONE))

@@ -51,7 +51,8 @@ ONLY = {
     "faults": {"test_attach_qemu", "test_fault"},
     "tsan": {
         *("test_capture_command", "test_capture_engine", "test_capture_held", "test_capture_kinds"),
-        *("test_capture_still", "test_image", "test_kernel_writes", "test_lost_page", "test_stage"),
+        *("test_capture_still", "test_image", "test_kernel_writes", "test_ksm_command"),
+        *("test_ksm_hunt", "test_lost_page", "test_stage"),
     },
 }
 
@@ -192,7 +193,8 @@ def build_variant(variant: str) -> Result:
     )
 
 
-def programs(variant: str) -> list[Path]:
+def programs(variant: str, merging: bool) -> list[Path]:
+    """Those of a build that switch the machine's KSM, or all others."""
     folder = REPO / "native" / "build" / VARIANTS[variant][0] / "tests"
     return sorted(
         path
@@ -200,6 +202,7 @@ def programs(variant: str) -> list[Path]:
         if path.suffix == ""
         and os.access(path, os.X_OK)
         and path.name in ONLY.get(variant, {path.name})
+        and path.name.startswith(lanes.MERGING_PREFIX) == merging
     )
 
 
@@ -231,13 +234,13 @@ def build_all() -> list[Result]:
     return results
 
 
-def native_programs(builds: list[Result]) -> list[Result]:
+def native_programs(builds: list[Result], merging: bool) -> list[Result]:
     """The test programs of each variant that could be built, one after the other."""
     return [
         result
         for variant, built in zip(VARIANTS, builds, strict=True)
         if built.outcome == "passed"
-        for program in programs(variant)
+        for program in programs(variant, merging)
         for result in run_program(variant, program)
     ]
 
@@ -329,22 +332,38 @@ def run_pytest(piece: lanes.Piece, extra: list[str], lane: bool) -> list[Result]
 
 def real_tiers(tiers: list[str], extra: list[str]) -> list[Result]:
     """Native programs and the tests on real guests: as much side by side as there are lanes."""
-    beside, alone = lanes.pieces(tiers)
+    order = lanes.order(tiers)
+    merged = threading.Event()
 
     def one(piece: lanes.Piece) -> list[Result]:
+        merged.wait()
         return run_pytest(piece, extra, lane=True)
 
+    def merging() -> list[Result]:
+        try:
+            found = native_programs(builds, merging=True)
+            for piece in order.merging:
+                found += run_pytest(piece, extra, lane=True)
+            return found
+        finally:
+            merged.set()
+
+    def rest_of_native() -> list[Result]:
+        merged.wait()
+        return native_programs(builds, merging=False)
+
     builds = build_all() if "native" in tiers else []
-    jobs: list[Callable[[], list[Result]]] = []
-    if builds:
-        jobs += [functools.partial(native_programs, builds), other_kernel, fuzz]
-    if alone:
+    jobs: list[Callable[[], list[Result]]] = [merging]
+    # What captures nothing on this kernel runs beside it.
+    jobs += [other_kernel, fuzz] if builds else []
+    if order.alone:
         # The tests of Debian 13 say what is wrong with it; they only wait for it no longer.
         jobs.append(trixie)
-    jobs += [functools.partial(one, piece) for piece in beside]
+    jobs += [rest_of_native] if builds else []
+    jobs += [functools.partial(one, piece) for piece in order.beside]
     with ThreadPoolExecutor(max_workers=lanes.WIDTH) as pool:
         found = [*pool.map(lambda job: job(), jobs)]
-    found += map(one, alone)
+    found += map(one, order.alone)
     return builds + [result for results in found for result in results]
 
 

@@ -255,4 +255,33 @@ static inline void close_owner(struct owner *o)
         free(o->truth[i]);
 }
 
+/* The helper says why it will not, and ends; nothing has happened to the target. */
+static inline void expect_refusal(struct owner *o, int code, const char *reason)
+{
+    json_t *event = hear(o);
+
+    assert_non_null(event);
+    assert_string_equal(json_string_value(json_object_get(event, "event")), "error");
+    assert_string_equal(json_string_value(json_object_get(event, "reason")), reason);
+    print_message("%s\n", json_string_value(json_object_get(event, "message")));
+    json_decref(event);
+    assert_int_equal(exit_code(o), code);
+    target_goes_on(o);
+    close_owner(o);
+}
+
+static inline int owner_setup(void **state)
+{
+    int fd = (int)syscall(SYS_userfaultfd, O_CLOEXEC);
+
+    (void)state;
+    if (fd < 0 || geteuid() != 0) {
+        print_message("SKIP owner: needs root and userfaultfd\n");
+        exit(0);
+    }
+    close(fd);
+    signal(SIGPIPE, SIG_IGN);
+    return 0;
+}
+
 #endif

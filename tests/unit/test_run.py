@@ -113,15 +113,27 @@ def test_a_lane_leaves_out_what_others_change(monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_every_file_is_in_one_piece() -> None:
-    beside, alone = lanes.pieces(["guests", "integration"])
-    paths = [path for piece in beside + alone for path in piece.paths]
-    assert sorted(paths) == sorted(
+    order = lanes.order(["guests", "integration"])
+    pieces = order.merging + order.beside + order.alone
+    assert sorted(path for piece in pieces for path in piece.paths) == sorted(
         path
         for tier in ("guests", "integration")
         for path in (REPO / "tests" / tier).glob("test_*.py")
     )
-    assert len({piece.name for piece in beside + alone}) == len(beside + alone)
-    assert lanes.pieces(["integration"])[1] == []
+    assert len({piece.name for piece in pieces}) == len(pieces)
+    integration = lanes.order(["integration"])
+    assert integration.merging + integration.alone == []
+
+
+def test_what_switches_ksm_meets_no_capture() -> None:
+    """There is one KSM for all lanes."""
+    merging = {path for piece in lanes.order(["guests"]).merging for path in piece.paths}
+    tests = REPO / "tests" / "guests"
+    assert merging == {path for path in tests.glob("test_*.py") if "ksm: Ksm" in path.read_text()}
+    native = REPO / "native" / "tests"
+    assert {path.name for path in native.glob(f"{lanes.MERGING_PREFIX}*.c")} == {
+        path.name for path in native.glob("test_*.c") if "ksm_on()" in path.read_text()
+    }
 
 
 def test_steps_hold_every_tier_once() -> None:

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import os
 import random
+import shlex
 import time
 from typing import Any
 
@@ -149,7 +150,7 @@ class ActionModule(ActionBase):
         if started.get("failed") or not job:
             return started
         self._watch(str(job), started["results_file"], arguments, task_vars)
-        return self._collect(str(job), os.path.dirname(started["results_file"]), task_vars)
+        return self._collect(str(job), started["results_file"], task_vars)
 
     def _watch(
         self, job: str, results_file: str, arguments: dict[str, Any], task_vars: dict[str, Any]
@@ -187,19 +188,19 @@ class ActionModule(ActionBase):
             if state != "running":
                 return
 
-    def _collect(self, job: str, folder: str, task_vars: dict[str, Any]) -> dict[str, Any]:
+    def _collect(self, job: str, results_file: str, task_vars: dict[str, Any]) -> dict[str, Any]:
         """The module's result, as if it had run in the foreground."""
-        asked = {"jid": job, "_async_dir": folder}
         result: dict[str, Any] = self._execute_module(
             module_name="ansible.legacy.async_status",
-            module_args={**asked, "mode": "status"},
+            module_args={
+                "jid": job,
+                "_async_dir": os.path.dirname(results_file),
+                "mode": "status",
+            },
             task_vars=task_vars,
         )
-        self._execute_module(
-            module_name="ansible.legacy.async_status",
-            module_args={**asked, "mode": "cleanup"},
-            task_vars=task_vars,
-        )
+        # A second run of that module would start an interpreter to remove one file.
+        self._low_level_execute_command(f"rm -f {shlex.quote(results_file)}", sudoable=True)
         for key in ("ansible_job_id", "started", "finished", "results_file"):
             result.pop(key, None)
         return result

@@ -66,4 +66,28 @@ options:
         description: Seconds that O(disk_commands.create) may take. It has to be less than O(deadline).
         type: int
         default: 5
+  max_chain:
+    description:
+      - How many copies of a disk by scheme V(backup) may stand one on another, each with what was written since the one before.
+        The next one after that many is a full copy; with 0 each one is.
+      - A dirty bitmap in the guest's QEMU counts what is written. A qcow2 image keeps it when QEMU ends; of a raw one
+        the first copy after that is full. So is one where anything is in doubt, and RV(snapshot.disks[].full_because) says why.
+      - A snapshot that others stand on can be removed like any other. While a disk has the bitmap, QEMU refuses C(loadvm).
+    type: int
+    default: 16
+  disk_bandwidth:
+    description:
+      - Bytes a second that are copied by scheme V(backup) at most, a size such as V(50M). All disks of the guest share it, in equal
+        parts. 0 is no limit.
+      - What the guest itself overwrites meanwhile is copied before that, however much it is.
+    type: bytes
+    default: 0
+  disk_compression:
+    description:
+      - How copies by scheme V(backup) are compressed. Without it they are as sparse as the disk. Each first write of the guest to 64 KiB
+        of the disk waits for its compression as long as the copy lasts.
+      - Copies by libvirt, of a domain's disks, can't be compressed.
+    type: str
+    choices: [none, zlib, zstd]
+    default: none
 """

@@ -95,6 +95,8 @@ SNAPSHOT: tuple[Option, ...] = (
     DISKS,
     DISK_COMMANDS,
     Option("max_chain", "int", 16),
+    Option("disk_bandwidth", "bytes", 0),
+    Option("disk_compression", "str", "none", ("none", "zlib", "zstd")),
     Option("freeze", "str", "auto", ("auto", "required", "never")),
     Option("freeze_timeout", "int", 5),
     Option("deadline", "int", 9),

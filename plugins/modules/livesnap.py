@@ -45,15 +45,6 @@ options:
     description: Whether RAM is part of the snapshot.
     type: bool
     default: true
-  max_chain:
-    description:
-      - How many copies of a disk by scheme V(backup) may stand one on another, each with what was written since the one before.
-        The next one after that many is a full copy; with 0 each one is.
-      - A dirty bitmap in the guest's QEMU counts what is written. A qcow2 image keeps it when QEMU ends; of a raw one
-        the first copy after that is full. So is one where anything is in doubt, and RV(snapshot.disks[].full_because) says why.
-      - A snapshot that others stand on can be removed like any other. While a disk has the bitmap, QEMU refuses C(loadvm).
-    type: int
-    default: 16
   freeze:
     description:
       - Whether the guest's agent freezes its file systems for the instant. V(auto) tries, and says what came of it.

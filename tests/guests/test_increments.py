@@ -9,6 +9,7 @@ import os
 import random
 import signal
 import subprocess
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,7 @@ from ansible_collections.livesnap.qemu.plugins.module_utils._errors import (
 from ansible_collections.livesnap.qemu.plugins.module_utils._store import listing
 from ansible_collections.livesnap.qemu.plugins.module_utils._verify.request import VerifyRequest
 from ansible_collections.livesnap.qemu.plugins.module_utils._verify.verify import verify
-from bracket_kit import well
+from bracket_kit import wait, well
 from lab import DiskSpec, Guest
 from taking import TestStore, folder_of, helper, images_of, verdict
 
@@ -193,6 +194,57 @@ def test_goes_on_from_what_is_there(two: Guest, store: TestStore, tmp_path: Path
     assert "is not in the store" in result["snapshot"]["disks"][1]["full_because"]
     result = store.take(two, "s4", **DISKS_ALONE)
     check_base(result, "s3")
+
+
+def about_image(path: Path) -> dict[str, Any]:
+    said = subprocess.run(["qemu-img", "info", "-U", "--output=json", str(path)], check=True,
+                          capture_output=True, timeout=60).stdout
+    return dict(json.loads(said))
+
+
+def test_compressed_copies(two: Guest, store: TestStore, tmp_path: Path) -> None:
+    """Full ones and increments; merged like any others."""
+    with two.look() as qmp:
+        qmp.execute("stop")
+    do(two, "disk1", f"write -P 7 {40 << 20} 2M")
+    store.take(two, "plain", **DISKS_ALONE, max_chain=0)
+    originals = {}
+    for name, kind in (("s0", "zstd"), ("s1", "zlib"), ("s2", "none")):
+        check_base(store.take(two, name, **DISKS_ALONE, disk_compression=kind),
+                   f"s{int(name[1]) - 1}" if name != "s0" else None)
+        originals[name] = copied(two, 1, tmp_path / f"{name}.raw")
+        scribble(two, int(name[1]))
+    plain, small = image(store, two, "plain"), image(store, two, "s0")
+    assert small.stat().st_size < plain.stat().st_size - (1 << 20)
+    assert about_image(small)["format-specific"]["data"]["compression-type"] == "zstd"
+    assert about_image(image(store, two, "s1"))["format-specific"]["data"][
+        "compression-type"] == "zlib"
+    for name, original in originals.items():
+        assert same(image(store, two, name), original), name
+    remove_snapshot(store.spec(two, "s0"))
+    for name in ("s1", "s2"):
+        assert same(image(store, two, name), originals[name]), name
+        assert checked(store, two, name, "structure")["result"] == "passed", name
+
+
+def test_disk_bandwidth(two: Guest, store: TestStore) -> None:
+    """Shared by the disks. What the guest writes waits for nothing but its own copy."""
+    spec = {**DISKS_ALONE, "max_chain": 0}
+    do(two, "disk1", f"write -P 7 {24 << 20} 24M")
+    seen: list[Any] = []
+
+    def look() -> None:
+        with two.look() as qmp:
+            seen.append(wait(lambda: qmp.execute("query-block-jobs"), 30))
+
+    looking = threading.Thread(target=look)
+    looking.start()
+    result = store.take(two, "slow", **spec, disk_bandwidth="16M")
+    looking.join()
+    assert {job["speed"] for job in seen[0]} == {8 << 20}
+    assert result["snapshot"]["timings"]["disk_copy_s"] > 0.7 * 24 / 8
+    with pytest.raises(LivesnapError, match="disk_bandwidth 'fast'"):
+        store.spec(two, "no", disk_bandwidth="fast")
 
 
 def test_max_chain(two: Guest, store: TestStore) -> None:

@@ -103,6 +103,17 @@ def test_disks_of_a_domain_that_is_off(domain: Domain, store: TestStore) -> None
     assert not run_dirs() and not list(RUN.glob("lock/*"))
 
 
+def test_slow_and_compressed(domain: Domain, store: TestStore) -> None:
+    """Without a QEMU there is nothing that libvirt would have to do."""
+    subprocess.run(["qemu-io", "-f", "qcow2", "-c", "write -P 7 50M 8M", str(domain.disk_paths[1])],
+                   check=True, stdout=subprocess.DEVNULL, timeout=60)
+    result = store.take(domain, "one", disk_bandwidth="4M", disk_compression="zstd", **OFF)
+    for path, kind, copy in zip(domain.disk_paths, ("raw", "qcow2"), images_of(result)):
+        same(path, kind, copy)
+    assert result["snapshot"]["disks"][1]["stored_bytes"] < 2 << 20
+    assert result["snapshot"]["timings"]["disk_copy_s"] > 0.6 * 8 / 4
+
+
 def test_what_is_off_has_no_ram_to_ask_for(domain: Domain, store: TestStore) -> None:
     first = store.take(domain, "one", freeze="required", **OFF)["snapshot"]
     again = store.take(domain, "one", memory=True, freeze="required", **OFF)

@@ -71,7 +71,7 @@ def test_the_callers_have_errors_of_their_own(
     script(tmp_path / "bin" / "qemu-img", "echo no such format >&2; exit 1")
     monkeypatch.setenv("PATH", str(tmp_path / "bin"), prepend=":")
     with pytest.raises(StoreError, match="image' cannot be made: no such format"):
-        target._create(tmp_path / "image", 1 << 20, "")
+        target._create(tmp_path / "image", 1 << 20, "", "none")
     monkeypatch.setenv("PATH", "/nowhere")
     with pytest.raises(StoreError, match="'qemu-img create' cannot be run: No such file"):
-        target._create(tmp_path / "other", 1 << 20, "")
+        target._create(tmp_path / "other", 1 << 20, "", "none")

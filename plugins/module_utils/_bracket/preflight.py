@@ -146,7 +146,15 @@ def check_state(guest: str, facts: GuestFacts) -> None:
 
 def subject(spec: SnapshotSpec, process: QemuProcess) -> Subject:
     """What schemes have to know of the guest and the store. Pure."""
-    return Subject(spec.guest, spec.store, process, spec.disk_commands, spec.max_chain)
+    return Subject(
+        spec.guest,
+        spec.store,
+        process,
+        commands=spec.disk_commands,
+        max_chain=spec.max_chain,
+        bandwidth=spec.disk_bandwidth,
+        compression=spec.disk_compression,
+    )
 
 
 def choose_engine(

@@ -41,6 +41,9 @@ class SnapshotSpec:
     disks: list[dict[str, str]] = field(default_factory=list)
     disk_commands: Optional[dict[str, Any]] = None
     max_chain: int = 16
+    #: bytes per second; 0 is unlimited
+    disk_bandwidth: int = 0
+    disk_compression: str = "none"
     freeze: str = "auto"
     freeze_timeout: int = 5
     deadline: int = 9
@@ -81,7 +84,8 @@ class SnapshotSpec:
         values["helper"] = params.get("_livesnap_helper") or values.get("helper") or ""
         staging = values.get("staging", 0)
         values["staging"] = 0 if staging in ("auto", "") else parse_size(staging, what="staging")
-        values["bandwidth"] = parse_size(values.get("bandwidth", 0), what="bandwidth")
+        for rate in ("bandwidth", "disk_bandwidth"):
+            values[rate] = parse_size(values.get(rate, 0), what=rate)
         spec = cls(**values)
         spec.check()
         return spec

@@ -31,6 +31,7 @@ from ansible_collections.livesnap.qemu.plugins.module_utils._disks.scheme import
 from ansible_collections.livesnap.qemu.plugins.module_utils._errors import (
     HelperError,
     LivesnapError,
+    QmpError,
 )
 from ansible_collections.livesnap.qemu.plugins.module_utils._guard import Guard, GuardConfig
 from ansible_collections.livesnap.qemu.plugins.module_utils._store import rundir
@@ -152,6 +153,10 @@ def _cont(run: Run) -> None:
     else:
         quiet.cont(run)
     run.instant = True
+    if run.disks is not None:
+        # Where the connection is lost just now, looking after the copies does the same.
+        with contextlib.suppress(QmpError):
+            run.disks.slow_down(run.qmp)
 
 
 def _thaw(run: Run) -> None:

@@ -60,20 +60,26 @@ class Backup(Scheme):
     def __init__(self, making: Making, shares: Sequence[Share]) -> None:
         """Touches nothing yet."""
         super().__init__(making, shares)
+        subject = making.subject
+        # To QEMU and libvirt 0 is no limit.
+        speed = max(1, subject.bandwidth // len(shares)) if subject.bandwidth else 0
         self._jobs: list[Union[QemuJobs, DomainJobs]] = []
         self._targets = []
         for share in shares:
             node, file = f"{making.prefix}d{share.index}", share.file(FORMAT)
-            self._targets.append(Target(share.disk, node, file, making.folder / file))
+            target = Target(share.disk, node, file, making.folder / file, speed=speed)
+            target.compression = subject.compression
+            self._targets.append(target)
 
     @classmethod
     def check(cls, subject: Subject, disks: Sequence[Disk]) -> None:
-        """Refuse when qemu-img is not there, or libvirt's QEMU cannot get to the store."""
+        """Refuse when qemu-img is not there, or libvirt cannot copy disks of its like this."""
         if shutil.which("qemu-img") is None:
             raise RefusedError(
                 "qemu-img is not installed", "install qemu-utils (qemu-img)", "qemu_img"
             )
         if any(disk.target for disk in disks):
+            _check_compression(subject)
             _check_reach(subject)
 
     @classmethod
@@ -159,6 +165,11 @@ class Backup(Scheme):
         for jobs in self._jobs:
             jobs.commit(qmp, timeout)
 
+    def slow_down(self, qmp: Connection) -> None:
+        """As option disk_bandwidth says."""
+        for jobs in self._jobs:
+            jobs.slow_down(qmp)
+
     def poll(self, qmp: Connection) -> tuple[bool, int, int]:
         """(all are done, bytes copied, bytes in all). Raises LivesnapError when one failed."""
         every = [jobs.poll(qmp) for jobs in self._jobs]
@@ -205,6 +216,15 @@ class Backup(Scheme):
             if target.bitmap:
                 bitmaps.remove(qmp, target.disk.node, [target.bitmap])
         return problem
+
+
+def _check_compression(subject: Subject) -> None:
+    if subject.compression != "none":
+        raise RefusedError(
+            f"libvirt copies the disks of guest '{subject.guest}', and cannot compress them",
+            "leave disk_compression at 'none' for this guest",
+            "disk_compression",
+        )
 
 
 def _check_reach(subject: Subject) -> None:

@@ -87,6 +87,11 @@ class CapturedDisks:
         for scheme in self._schemes:
             scheme.commit(qmp, timeout)
 
+    def slow_down(self, qmp: Connection) -> None:
+        """The guest runs on: copies that could not begin slowly are slowed down."""
+        for scheme in self._schemes:
+            scheme.slow_down(qmp)
+
     def poll(self, qmp: Connection) -> tuple[bool, int, int]:
         """(all are done, bytes copied, bytes in all). Raises LivesnapError when one failed."""
         every = [scheme.poll(qmp) for scheme in self._schemes]

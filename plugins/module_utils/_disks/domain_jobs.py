@@ -8,6 +8,7 @@ opens the targets for QEMU, and gives them back to root at the end.
 
 from __future__ import annotations
 
+import functools
 import os
 import time
 import xml.etree.ElementTree as ET
@@ -42,6 +43,7 @@ class DomainJobs:
         self._targets = targets
         self._owner = owner
         self._xml = ""
+        self._is_slow = False
 
     def prepare(self, qmp: Connection) -> None:
         """Write down what is asked of libvirt. Nothing is copied yet."""
@@ -65,6 +67,7 @@ class DomainJobs:
 
     def poll(self, qmp: Connection) -> tuple[bool, int, int]:
         """(all are done, bytes copied, bytes in all). Raises LivesnapError when it failed."""
+        self.slow_down(qmp)
         domain, libvirt = as_domain(qmp), _deps.libvirt
         total = sum(target.disk.virtual_bytes for target in self._targets)
         stats: dict[str, Any] = domain.call("jobStats", lambda each: each.jobStats())
@@ -81,9 +84,27 @@ class DomainJobs:
             )
         return True, total, total
 
+    def slow_down(self, qmp: Connection) -> None:
+        """A backup job of libvirt's cannot begin with a speed. Done once."""
+        flags = _deps.libvirt.VIR_DOMAIN_BLOCK_JOB_SPEED_BANDWIDTH_BYTES
+        domain = as_domain(qmp)
+        for target in [] if self._is_slow else [each for each in self._targets if each.speed]:
+            try:
+                given = (target.disk.target, target.speed, flags)
+                domain.call("blockJobSetSpeed", functools.partial(_set_speed, given=given))
+            except LibvirtError as err:
+                # This disk is copied already.
+                if err.code != _deps.libvirt.VIR_ERR_OPERATION_INVALID:
+                    raise
+        self._is_slow = True
+
     def remove(self, qmp: Connection) -> None:
         """End the job, if it is ours and runs. Of one that ended libvirt leaves nothing."""
         end_backup(as_domain(qmp), self._targets[0].path.parent.parent)
+
+
+def _set_speed(domain: Any, given: tuple[str, int, int]) -> None:
+    domain.blockJobSetSpeed(*given)
 
 
 def backup_xml(copied: dict[str, Path], every: Iterable[str]) -> str:

@@ -57,6 +57,8 @@ class QemuJobs:
                         "device": target.disk.node,
                         "target": target.node,
                         **_sync(target),
+                        "speed": target.speed,
+                        "compress": target.compression != "none",
                         "auto-dismiss": False,
                     },
                 }
@@ -65,6 +67,9 @@ class QemuJobs:
 
     def commit(self, qmp: Connection, timeout: float) -> None:
         """The transaction has done it all."""
+
+    def slow_down(self, qmp: Connection) -> None:
+        """They began with their speed."""
 
     def poll(self, qmp: Connection) -> tuple[bool, int, int]:
         """(all are done, bytes copied, bytes in all). Raises LivesnapError when one failed."""

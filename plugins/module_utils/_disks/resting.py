@@ -13,7 +13,7 @@ import shutil
 import subprocess
 from typing import Callable
 
-from ansible_collections.livesnap.qemu.plugins.module_utils._disks.target import FORMAT
+from ansible_collections.livesnap.qemu.plugins.module_utils._disks.target import FORMAT, Target
 from ansible_collections.livesnap.qemu.plugins.module_utils._errors import (
     LivesnapError,
     RefusedError,
@@ -47,11 +47,13 @@ def measure(path: str, kind: str) -> tuple[int, int]:
     return int(chain[0]["virtual-size"]), sum(int(each.get("actual-size", 0)) for each in chain)
 
 
-def copy(source: str, kind: str, target: str, watch: Callable[[float], None]) -> None:
+def copy(source: str, kind: str, target: Target, watch: Callable[[float], None]) -> None:
     """Copy an image into an empty one that is there. `watch` is called with percent, all the time;
     what it raises ends the copy. The copy ends with this process, whatever ends that."""
-    argv = ["setpriv", "--pdeathsig", "KILL", "nice", "qemu-img", "convert", "-p", "-n",
-            "--target-is-zero", "-f", kind, "-O", FORMAT, source, target]  # fmt: skip
+    how = ["-r", str(target.speed)] if target.speed else []
+    how += ["-c"] if target.compression != "none" else []
+    argv = ["setpriv", "--pdeathsig", "KILL", "nice", "qemu-img", "convert", "-p", "-n", *how,
+            "--target-is-zero", "-f", kind, "-O", FORMAT, source, str(target.path)]  # fmt: skip
     try:
         process = subprocess.Popen(  # pylint: disable=ansible-bad-function
             argv,

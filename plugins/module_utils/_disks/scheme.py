@@ -28,6 +28,10 @@ class Subject:
     commands: Optional[Mapping[str, Any]] = None
     #: Option max_chain.
     max_chain: int = 0
+    #: Option disk_bandwidth: bytes a second for all disks together, 0 is unlimited.
+    bandwidth: int = 0
+    #: Option disk_compression.
+    compression: str = "none"
 
     @property
     def owner(self) -> tuple[int, int]:
@@ -71,8 +75,9 @@ class Image:
 class Scheme(ABC):
     """The disks of one snapshot that are captured in one way.
 
-    prepare, commit, poll, finish come in this order; undo may come at any time. The guest stands
-    still in commit alone, and for the transaction with the actions of all schemes right before it.
+    prepare, commit, slow_down, poll, finish come in this order; undo may come at any time. The
+    guest stands still in commit alone, and for the transaction with the actions of all schemes
+    right before it.
     """
 
     NAME: ClassVar[str]
@@ -107,6 +112,9 @@ class Scheme(ABC):
     @abstractmethod
     def commit(self, qmp: Connection, timeout: float) -> None:
         """The guest is stopped, its writes are in its images: the disks of this instant."""
+
+    def slow_down(self, qmp: Connection) -> None:  # noqa: B027 - most have nothing to slow down
+        """The guest runs on: copies that could not begin slowly are slowed down."""
 
     def poll(self, qmp: Connection) -> tuple[bool, int, int]:
         """(all is done, bytes copied, bytes in all). Raises LivesnapError when a copy failed."""

@@ -38,11 +38,16 @@ class Target:
     choice: Choice = field(default_factory=Choice)
     #: Of the disk, that counts from this copy on; '' is none.
     bitmap: str = ""
+    #: Bytes a second that are copied at most; 0 is unlimited.
+    speed: int = 0
+    #: As option disk_compression.
+    compression: str = "none"
 
     def make(self, room: int) -> None:
         """An empty image that root alone may read, with so many bytes reserved for it."""
         base = self.choice.base
-        _create(self.path, self.disk.virtual_bytes, "" if base is None else base.below)
+        size, below = self.disk.virtual_bytes, "" if base is None else base.below
+        _create(self.path, size, below, self.compression)
         with files.as_store_error(f"'{self.path}' cannot be opened"):
             self.fd = os.open(self.path, os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC)
         _reserve(self.fd, room, str(self.path))
@@ -66,13 +71,14 @@ class Target:
             self.fd = -1
 
 
-def _create(path: Path, size: int, below: str) -> None:
+def _create(path: Path, size: int, below: str, compression: str) -> None:
     """An empty qcow2 file that root alone may read; `below`: the image it stands on, or ''."""
     with files.as_store_error(f"'{path}' cannot be made"):
         fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
         os.close(fd)
     stands = ["-F", FORMAT, "-b", below] if below else []
-    argv = ["qemu-img", "create", "-q", "-f", FORMAT, *stands, str(path), str(size)]
+    kind = [] if compression == "none" else ["-o", f"compression_type={compression}"]
+    argv = ["qemu-img", "create", "-q", "-f", FORMAT, *kind, *stands, str(path), str(size)]
     done = run_bounded(argv, _QEMU_IMG_LIMIT)
     if done.problem:
         raise StoreError(f"'{path}' cannot be made: 'qemu-img create' {done.problem}")

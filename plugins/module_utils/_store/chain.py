@@ -12,6 +12,7 @@ import contextlib
 import errno
 import fcntl
 import os
+import re
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -28,6 +29,8 @@ from ansible_collections.livesnap.qemu.plugins.module_utils._store.layout import
 #: No chain of ours is that long: manifests that name one another in a circle are found.
 LONGEST = 200
 _POLL = 0.1
+#: In every manifest with a disk that stands on another. Most have none, and need no decoding.
+_HAS_BASE = re.compile(rb'"base"\s*:\s*\{')
 
 
 @dataclass(frozen=True)
@@ -109,8 +112,9 @@ def above(store: Store, guest: str, name: str) -> list[str]:
     for each in store.entries(guest)[0]:
         path = store.snapshot(guest, each) / manifest.NAME
         with contextlib.suppress(StoreError):
-            fields = manifest.decode(files.read_regular(path, manifest.LIMIT))
-            standing.update(dict.fromkeys(bases(fields), each))
+            data = files.read_regular(path, manifest.LIMIT)
+            if _HAS_BASE.search(data):
+                standing.update(dict.fromkeys(bases(manifest.decode(data)), each))
     found: list[str] = []
     while name in standing and standing[name] not in found:
         name = standing[name]

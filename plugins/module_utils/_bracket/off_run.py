@@ -162,15 +162,21 @@ class _Run:
         found, done = [], 0
         for index, disk in enumerate(self.plan.disks):
             file = Share(index, disk).file(FORMAT)
-            target = Target(disk, "", file, folder / file, speed=self.spec.disk_bandwidth)
-            target.compression = self.spec.disk_compression
+            target = Target(disk, "", file, folder / file, compression=self.spec.disk_compression)
 
             def watch(percent: float, before: int = done, size: int = disk.virtual_bytes) -> None:
                 self._watch(locks, before + int(size * percent / 100), total)
 
             try:
                 target.make(self.plan.estimates[disk.node])
-                resting.copy(disk.file, disk.format, target, watch)
+                resting.copy(
+                    disk.file,
+                    disk.format,
+                    str(target.path),
+                    watch,
+                    speed=self.spec.disk_bandwidth,
+                    compressed=target.compression != "none",
+                )
                 info = target.complete(self.plan.guest.owner)
             finally:
                 target.close()

@@ -13,7 +13,7 @@ import shutil
 import subprocess
 from typing import Callable
 
-from ansible_collections.livesnap.qemu.plugins.module_utils._disks.target import FORMAT, Target
+from ansible_collections.livesnap.qemu.plugins.module_utils._disks.target import FORMAT
 from ansible_collections.livesnap.qemu.plugins.module_utils._errors import (
     LivesnapError,
     RefusedError,
@@ -47,13 +47,23 @@ def measure(path: str, kind: str) -> tuple[int, int]:
     return int(chain[0]["virtual-size"]), sum(int(each.get("actual-size", 0)) for each in chain)
 
 
-def copy(source: str, kind: str, target: Target, watch: Callable[[float], None]) -> None:
+def copy(
+    source: str,
+    kind: str,
+    target: str,
+    watch: Callable[[float], None],
+    speed: int = 0,
+    compressed: bool = False,
+) -> None:
     """Copy an image into an empty one that is there. `watch` is called with percent, all the time;
-    what it raises ends the copy. The copy ends with this process, whatever ends that."""
-    how = ["-r", str(target.speed)] if target.speed else []
-    how += ["-c"] if target.compression != "none" else []
+    what it raises ends the copy. The copy ends with this process, whatever ends that.
+
+    `speed`: bytes a second at most, 0 is unlimited. `compressed`: in the way that the target has.
+    """
+    how = ["-r", str(speed)] if speed else []
+    how += ["-c"] if compressed else []
     argv = ["setpriv", "--pdeathsig", "KILL", "nice", "qemu-img", "convert", "-p", "-n", *how,
-            "--target-is-zero", "-f", kind, "-O", FORMAT, source, str(target.path)]  # fmt: skip
+            "--target-is-zero", "-f", kind, "-O", FORMAT, source, target]  # fmt: skip
     try:
         process = subprocess.Popen(  # pylint: disable=ansible-bad-function
             argv,

@@ -220,4 +220,18 @@ static inline void compare(struct run *r)
     }
 }
 
+/* Setup of a group that captures in this process. */
+static inline int run_setup(void **state)
+{
+    uint64_t features;
+    struct ls_error err;
+
+    (void)state;
+    if (ls_uffd_probe(&features, &err)) {
+        print_message("SKIP capture_run: %s\n", err.message);
+        exit(0);
+    }
+    return 0;
+}
+
 #endif

@@ -149,17 +149,4 @@ static inline void hunt_close(struct hunt *h)
     hunt_drop(h);
 }
 
-static inline int hunt_setup(void **state)
-{
-    uint64_t features;
-    struct ls_error err;
-
-    (void)state;
-    if (ls_uffd_probe(&features, &err)) {
-        print_message("SKIP lost_page: %s\n", err.message);
-        exit(0);
-    }
-    return 0;
-}
-
 #endif

@@ -290,19 +290,6 @@ static void target_dies(void **state)
     lab_stop(&l);
 }
 
-static int setup(void **state)
-{
-    uint64_t features;
-    struct ls_error err;
-
-    (void)state;
-    if (ls_uffd_probe(&features, &err)) {
-        print_message("SKIP capture_engine: %s\n", err.message);
-        exit(0);
-    }
-    return 0;
-}
-
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -313,5 +300,5 @@ int main(void)
         cmocka_unit_test(target_dies),
     };
 
-    return cmocka_run_group_tests(tests, setup, NULL);
+    return cmocka_run_group_tests(tests, run_setup, NULL);
 }

@@ -188,20 +188,6 @@ static void huge_pages(void **state)
     hugepages_give_back();
 }
 
-/* A userfaultfd is made by the target itself. */
-static int setup(void **state)
-{
-    int fd = (int)syscall(SYS_userfaultfd, O_CLOEXEC);
-
-    (void)state;
-    if (fd < 0 || geteuid() != 0) {
-        print_message("SKIP test_capture_still: needs root and userfaultfd\n");
-        exit(0);
-    }
-    close(fd);
-    return 0;
-}
-
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -210,5 +196,5 @@ int main(void)
         cmocka_unit_test(huge_pages),
     };
 
-    return cmocka_run_group_tests(tests, setup, NULL);
+    return cmocka_run_group_tests(tests, lab_setup, NULL);
 }

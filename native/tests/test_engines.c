@@ -159,20 +159,6 @@ static void not_mapped(void **state)
     lab_stop(&l);
 }
 
-/* Without them there are more reasons. */
-static int setup(void **state)
-{
-    int fd = (int)syscall(SYS_userfaultfd, O_CLOEXEC);
-
-    (void)state;
-    if (fd < 0 || geteuid() != 0) {
-        print_message("SKIP test_engines: needs root and userfaultfd\n");
-        exit(0);
-    }
-    close(fd);
-    return 0;
-}
-
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -182,5 +168,6 @@ int main(void)
         cmocka_unit_test(not_mapped),
     };
 
-    return cmocka_run_group_tests(tests, setup, NULL);
+    /* Without root and userfaultfd there are more reasons. */
+    return cmocka_run_group_tests(tests, lab_setup, NULL);
 }

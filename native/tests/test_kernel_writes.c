@@ -213,19 +213,6 @@ static void by_read(void **state)
     lanes_stop(&l);
 }
 
-static int setup(void **state)
-{
-    uint64_t features;
-    struct ls_error err;
-
-    (void)state;
-    if (ls_uffd_probe(&features, &err)) {
-        print_message("SKIP kernel_writes: %s\n", err.message);
-        exit(0);
-    }
-    return 0;
-}
-
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -233,5 +220,5 @@ int main(void)
         cmocka_unit_test(by_read),
     };
 
-    return cmocka_run_group_tests(tests, setup, NULL);
+    return cmocka_run_group_tests(tests, run_setup, NULL);
 }

@@ -103,5 +103,5 @@ int main(void)
         cmocka_unit_test_teardown(with_ksm, ksm_teardown),
     };
 
-    return cmocka_run_group_tests(tests, hunt_setup, NULL);
+    return cmocka_run_group_tests(tests, run_setup, NULL);
 }

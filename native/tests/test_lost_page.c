@@ -134,5 +134,5 @@ int main(void)
 #endif
     };
 
-    return cmocka_run_group_tests(tests, hunt_setup, NULL);
+    return cmocka_run_group_tests(tests, run_setup, NULL);
 }

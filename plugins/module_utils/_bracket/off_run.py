@@ -175,7 +175,7 @@ class _Run:
                     str(target.path),
                     watch,
                     speed=self.spec.disk_bandwidth,
-                    compressed=target.compression != "none",
+                    compressed=target.compressed,
                 )
                 info = target.complete(self.plan.guest.owner)
             finally:

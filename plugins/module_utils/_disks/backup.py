@@ -67,9 +67,8 @@ class Backup(Scheme):
         self._targets = []
         for share in shares:
             node, file = f"{making.prefix}d{share.index}", share.file(FORMAT)
-            target = Target(share.disk, node, file, making.folder / file, speed=speed)
-            target.compression = subject.compression
-            self._targets.append(target)
+            path, how = making.folder / file, subject.compression
+            self._targets.append(Target(share.disk, node, file, path, speed=speed, compression=how))
 
     @classmethod
     def check(cls, subject: Subject, disks: Sequence[Disk]) -> None:

@@ -58,7 +58,7 @@ class QemuJobs:
                         "target": target.node,
                         **_sync(target),
                         "speed": target.speed,
-                        "compress": target.compression != "none",
+                        "compress": target.compressed,
                         "auto-dismiss": False,
                     },
                 }

@@ -43,6 +43,11 @@ class Target:
     #: As option disk_compression.
     compression: str = "none"
 
+    @property
+    def compressed(self) -> bool:
+        """Whether what is copied into it is to be compressed."""
+        return self.compression != "none"
+
     def make(self, room: int) -> None:
         """An empty image that root alone may read, with so many bytes reserved for it."""
         base = self.choice.base

@@ -7,6 +7,7 @@ usage: run.py TIER... [-- arguments for pytest]
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import os
 import re
@@ -14,11 +15,12 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 import uuid
 import xml.etree.ElementTree as ET
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -341,7 +343,7 @@ def real_tiers(tiers: list[str], extra: list[str]) -> list[Result]:
 
     def merging() -> list[Result]:
         try:
-            found = native_programs(builds, merging=True)
+            found = native_programs(builds, merging=True) if builds else []
             for piece in order.merging:
                 found += run_pytest(piece, extra, lane=True)
             return found
@@ -416,6 +418,14 @@ def sequences(tiers: list[str]) -> list[list[list[str]]]:
     return [sequence for sequence in found if sequence]
 
 
+@contextlib.contextmanager
+def controllers_cache() -> Iterator[None]:
+    """What tests with controllers of their own build of the helper, they build once."""
+    with tempfile.TemporaryDirectory(prefix="livesnap-cache-") as folder:
+        os.environ["LIVESNAP_TEST_CACHE"] = folder
+        yield
+
+
 def main() -> int:
     arguments, extra = sys.argv[1:], []
     if "--" in arguments:
@@ -429,7 +439,7 @@ def main() -> int:
     started = time.monotonic()
     results: list[Result] = []
     took = []
-    with kept.shelf(), ThreadPoolExecutor() as pool:
+    with kept.shelf(), controllers_cache(), ThreadPoolExecutor() as pool:
         for sequence in pool.map(lambda steps: run_steps(steps, extra), sequences(arguments)):
             for found, words in sequence:
                 took.append(words)

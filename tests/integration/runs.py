@@ -67,7 +67,8 @@ class Controller:
             # No pyenv shims: a host that is this machine is asked for its Python by name.
             "PATH": f"{VENV}:/usr/sbin:/usr/bin:/sbin:/bin",
             "HOME": str(folder / "home"),
-            "XDG_CACHE_HOME": str(folder / "cache"),
+            # Of all controllers of a test run, so that the helper is built once for them.
+            "XDG_CACHE_HOME": os.environ.get("LIVESNAP_TEST_CACHE", str(folder / "cache")),
             "ANSIBLE_HOME": str(folder / "home" / ".ansible"),
             "ANSIBLE_COLLECTIONS_PATH": str(collections),
             "ANSIBLE_CALLBACK_PLUGINS": str(REPO / "tests" / "integration" / "callback"),

@@ -172,7 +172,9 @@ def main() -> int:
         install(controller)
         try:
             with Guest(memory=256, buffer=64, rest=4, fresh=True) as guest:
-                say(f"   {guest.accel}, {guest.witness()['rate']} rounds a second")
+                while not (rate := guest.witness()["rate"]):
+                    time.sleep(0.2)
+                say(f"   {guest.accel}, {rate} rounds a second")
                 tour(controller, guest, folder / "store")
         finally:
             clean(controller, folder / "store", prepared)

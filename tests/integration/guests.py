@@ -9,8 +9,8 @@ from typing import Any
 
 from lab import Guest
 
-# Options of a guest that does nearly nothing: nothing here depends on its haste.
-SMALL: dict[str, Any] = {"memory": 128, "buffer": 8, "rest": 50}
+# Options of a guest that does nearly nothing.
+SMALL: dict[str, Any] = {"memory": 128}
 MODULE = "livesnap.qemu.livesnap"
 INFO = "livesnap.qemu.livesnap_info"
 HOST_INFO = "livesnap.qemu.livesnap_host_info"

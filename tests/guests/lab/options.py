@@ -38,9 +38,10 @@ class Options:
     buffer: int = 8  # MiB of the witness' buffer; 0: half of the RAM that Linux has
     mixed: bool = False  # half of the buffer's pages cannot be compressed
     calm: int = 0  # MiB that the witness fills besides its buffer, and leaves alone
-    # ms, below 1000, that the witness rests after each MiB. At 24 it writes 40 MB/s and takes a
-    # twentieth of a core under TCG; at 0 it writes forty times as much and takes all of one.
-    rest: int = 24
+    # ms, below 1000, that the witness rests after each MiB; an eighth of it for two seconds after
+    # it was asked. At 200 it writes 5 MB/s, or 40 MB/s when asked, and takes a hundredth of a core
+    # under TCG, or a twentieth; at 0 it writes forty times as much and takes all of one.
+    rest: int = 200
     cpus: int = 1
     machine: str = "pc"
     machine_options: str = ""  # such as "max-ram-below-4g=512M"

@@ -109,8 +109,9 @@ class Guest(Console, Reach):
         self.pid = self._process.pid
         try:
             self._wait_for_socket()
-            if boot and boot.there:
-                with self._early_look() as monitor:
+            # Nobody meets a QEMU that has not made all of its sockets.
+            with self._early_look() as monitor:
+                if boot and boot.there:
                     boot.load(self.folder, monitor)
             if wait and not self.options.paused:
                 self.wait_counting(mark, limit)

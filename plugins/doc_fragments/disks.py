@@ -22,9 +22,12 @@ options:
         outside of the store.
       - V(internal) makes a snapshot inside the guest's own qcow2 image. It takes no room at first, is copied out for a clone, and
         goes with the image. A restore in place replaces the image, and so is refused unless it is forced.
+      - V(overlay) lays a new qcow2 image upon the disk's image, beside it, and copies nothing. The guest writes to the new one from
+        then on, and B(has to be started with it from then on). What covers a snapshot's image is merged into it when the snapshot is
+        removed, while the guest runs on. For guests that are reached by QMP, and whose disks are image files.
       - V(auto) is V(backup).
     type: str
-    choices: [auto, backup, command, internal, reflink]
+    choices: [auto, backup, command, internal, overlay, reflink]
     default: auto
   disks:
     description:
@@ -40,7 +43,7 @@ options:
       scheme:
         description: As O(disk_scheme). V(none) leaves the disk out.
         type: str
-        choices: [auto, backup, command, internal, reflink, none]
+        choices: [auto, backup, command, internal, overlay, reflink, none]
         default: auto
   disk_commands:
     description:
@@ -73,8 +76,16 @@ options:
       - A dirty bitmap in the guest's QEMU counts what is written. A qcow2 image keeps it when QEMU ends; of a raw one
         the first copy after that is full. So is one where anything is in doubt, and RV(snapshot.disks[].full_because) says why.
       - A snapshot that others stand on can be removed like any other. While a disk has the bitmap, QEMU refuses C(loadvm).
+      - By scheme V(overlay), how many snapshots a disk may stand on. The next one after that many is refused; with 0 none is.
     type: int
     default: 16
+  foreign_bitmaps:
+    description:
+      - What becomes of a disk by scheme V(overlay) whose image keeps dirty bitmaps that are not of this collection. They do not
+        count what is written to another image, so who relies on them would miss it. V(ignore) goes on all the same.
+    type: str
+    choices: [refuse, ignore]
+    default: refuse
   disk_bandwidth:
     description:
       - Bytes a second that are copied by scheme V(backup) at most, a size such as V(50M). All disks of the guest share it, in equal

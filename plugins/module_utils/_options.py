@@ -50,7 +50,7 @@ STORE = Option("store", "path", DEFAULT_STORE)
 URI = Option("uri", "str", "qemu:///system")
 STATE = Option("state", "str", "present", ("present", "absent"), role=False)
 
-_SCHEMES = ("auto", "backup", "command", "internal", "reflink")
+_SCHEMES = ("auto", "backup", "command", "internal", "overlay", "reflink")
 
 DISKS = Option(
     "disks",
@@ -95,6 +95,7 @@ SNAPSHOT: tuple[Option, ...] = (
     DISKS,
     DISK_COMMANDS,
     Option("max_chain", "int", 16),
+    Option("foreign_bitmaps", "str", "refuse", ("refuse", "ignore")),
     Option("disk_bandwidth", "bytes", 0),
     Option("disk_compression", "str", "none", ("none", "zlib", "zstd")),
     Option("freeze", "str", "auto", ("auto", "required", "never")),

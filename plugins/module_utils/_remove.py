@@ -8,7 +8,7 @@ import contextlib
 from pathlib import Path
 from typing import Optional, Sequence
 
-from ansible_collections.livesnap.qemu.plugins.module_utils._disks import merge, outside
+from ansible_collections.livesnap.qemu.plugins.module_utils._disks import merge, outside, uncover
 from ansible_collections.livesnap.qemu.plugins.module_utils._errors import (
     LivesnapError,
     RefusedError,
@@ -44,8 +44,9 @@ def _said(what: str, guest: str, name: str, above: Sequence[str]) -> str:
 
 def _remove(store: Store, guest: str, name: str, above: Sequence[str]) -> None:
     """The guest's folder is locked."""
-    if above:
-        merge.merge(store.snapshot(guest, name), store.snapshot(guest, above[0]))
+    for each in above:
+        merge.merge(store.snapshot(guest, name), store.snapshot(guest, each))
+    uncover.uncover(store, guest, name)
     folder = store.retire(guest, name)
     outside.discard(folder)
     store.discard(folder)

@@ -376,9 +376,9 @@ snapshot:
           type: int
           sample: 201326592
         source:
-          description: The running guest's own image, its file and format.
+          description: The running guest's own image, its C(file) and C(format), and C(below), the files that it stands on.
           type: dict
-          sample: {"file": "/var/lib/guests/web1.qcow2", "format": "qcow2"}
+          sample: {"file": "/var/lib/guests/web1.qcow2", "format": "qcow2", "below": []}
         node:
           description: Name of QEMU's block node.
           type: str
@@ -396,9 +396,17 @@ snapshot:
           type: int
           sample: 201326592
         file:
-          description: Its image, below RV(snapshot.path). Null of schemes V(command) and V(internal), which keep it elsewhere.
+          description: Its image, below RV(snapshot.path). Null of schemes V(command), V(internal) and V(overlay), which keep it elsewhere.
           type: str
           sample: disks/0-vda.qcow2
+        covered:
+          description: The image that is the disk of the snapshot. Null of other schemes than V(overlay).
+          type: str
+          sample: /srv/guests/web1.qcow2
+        overlay:
+          description: The image that the guest writes to since the snapshot. Null of other schemes than V(overlay).
+          type: str
+          sample: /srv/guests/web1.qcow2.livesnap-1a2b3c4d.qcow2
         base:
           description: The snapshot that the image stands on, with its C(id), C(name) and C(file). Null of a full copy, and of other schemes.
           type: dict

@@ -73,7 +73,7 @@ snapshots:
       description:
         - What the snapshot takes of the store's file system for itself, in bytes. Its removal gives that back. Null while it is in
           the making.
-        - Copies that scheme V(command) or V(internal) made elsewhere are not counted.
+        - Copies that scheme V(command), V(internal) or V(overlay) made elsewhere are not counted.
       type: int
       sample: 67190784
     shared_bytes:

@@ -174,10 +174,11 @@ def refusal(path: Path, store: Path, kind: str = "qcow2", **changed: Any) -> str
         "device": "", "node": "n", "qdev": "d", "serial": "", "file": str(path), "format": kind,
         "virtual_bytes": 1 << 20, "read_only": False, "removable": False, "inserted": True}
     disk = Disk(**{**values, **changed})
+    no_qmp: Any = None
     subject = Subject("web1", str(store), QemuProcess.of(os.getpid()))
     opened = os.open(path, os.O_RDONLY)
     try:
-        Reflink.check(subject, [disk])
+        Reflink.check(subject, no_qmp, [disk])
     except RefusedError as err:
         assert err.msg.startswith("disk 'd' cannot be captured by scheme 'reflink': ")
         assert err.hint.startswith("choose scheme 'backup' for it")

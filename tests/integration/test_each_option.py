@@ -267,7 +267,7 @@ IMPOSSIBLE: list[tuple[str, Any, str]] = [
     ("reserve", "101%", "reserve '101%'"),
     ("workers", -1, "workers '-1'"),
     ("engine", "magic", "magic"),
-    ("disk_scheme", "overlay", "overlay"),
+    ("disk_scheme", "mirror", "mirror"),
     ("ksm", "ignore", "ignore"),
     ("qmp_socket", "/nowhere/qmp.sock", "/nowhere/qmp.sock"),
     ("agent_socket", "relative", "relative"),

@@ -55,7 +55,7 @@ def blocked(*words: str, **changes: Any) -> str:
     return findings.blockers[0]
 
 
-def disk(**given: str) -> DiskImage:
+def disk(**given: Any) -> DiskImage:
     fields = {"device": "", "node": "", "qdev": "", "source": "", "overlay": "/store/c/disk0.qcow2"}
     return DiskImage(**{**fields, **given})
 
@@ -210,6 +210,15 @@ def test_flash_of_the_machine_is_used() -> None:
     done = cmdline.rewrite(command, dataclasses.replace(PLAN, disks=(disk(node="fw"),)))
     assert json.loads(done.argv[4]) == overlay_node("fw")
     assert done.argv[2] == "pc-i440fx-7.2,pflash0=fw"
+
+
+def test_blockdev_of_an_image_that_was_covered_since() -> None:
+    nodes = graph(
+        *("-blockdev", "driver=raw,node-name=d1,file.driver=file,file.filename=b.raw"),
+        *DEVICE,
+        disks=(disk(node="new", source="/vm/c", below=("/vm/b2", "/vm/b.raw")),),
+    )
+    assert nodes == [overlay_node("d1")]
 
 
 def test_a_disk_that_is_not_on_the_command_line_blocks() -> None:

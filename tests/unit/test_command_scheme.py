@@ -111,11 +111,11 @@ def test_the_environment_is_documented_and_nothing_else(
 def test_refused_beforehand(tmp_path: Path) -> None:
     made = scheme(tmp_path)
     subject = made.making.subject
-    Command.check(subject, [disk(0, tmp_path / "a")])
+    Command.check(subject, NO_QMP, [disk(0, tmp_path / "a")])
     with pytest.raises(RefusedError, match="its format is 'luks'"):
-        Command.check(subject, [disk(0, tmp_path / "a", "luks")])
+        Command.check(subject, NO_QMP, [disk(0, tmp_path / "a", "luks")])
     with pytest.raises(RefusedError, match="no commands are given"):
-        Command.check(Subject("web1", "/s", subject.process), [disk(0, tmp_path / "a")])
+        Command.check(Subject("web1", "/s", subject.process), NO_QMP, [disk(0, tmp_path / "a")])
 
 
 @needs_qemu_img

@@ -29,6 +29,7 @@ from ansible_collections.livesnap.qemu.plugins.module_utils._guest.process impor
 pytestmark = pytest.mark.skipif(
     shutil.which("qemu-img") is None, reason="qemu-img is not installed")
 NAME = "livesnap-1a2b"
+NO_QMP: Any = None
 
 
 def qemu_img(*argv: str) -> str:
@@ -108,7 +109,7 @@ def test_an_image_that_somebody_has_open_is_left_alone(tmp_path: Path, image: Pa
 
 def test_what_cannot_have_one_is_refused(tmp_path: Path, image: Path) -> None:
     subject = making(tmp_path, image).making.subject
-    Internal.check(subject, [disk(image)])
+    Internal.check(subject, NO_QMP, [disk(image)])
     outside = tmp_path / "outside.qcow2"
     qemu_img("create", "-q", "-f", "qcow2", "-o", f"data_file={tmp_path}/data", str(outside), "1M")
     for each, why in ((disk(image, "raw"), "its format is 'raw', not qcow2"),
@@ -116,7 +117,7 @@ def test_what_cannot_have_one_is_refused(tmp_path: Path, image: Path) -> None:
                       (disk(outside), "has a data file of its own"),
                       (disk(tmp_path / "none"), "cannot be read")):
         with pytest.raises(RefusedError, match=why):
-            Internal.check(subject, [each])
+            Internal.check(subject, NO_QMP, [each])
 
 
 def test_the_result_will_say_that_it_does_not_survive(image: Path) -> None:

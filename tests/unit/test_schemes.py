@@ -40,7 +40,7 @@ class Left(Scheme):
         SAID.append(f"{what} {self.NAME} {' '.join(share.disk.node for share in self.shares)}")
 
     @classmethod
-    def check(cls, subject: Subject, disks: Sequence[Disk]) -> None:
+    def check(cls, subject: Subject, qmp: Connection, disks: Sequence[Disk]) -> None:
         SAID.append(f"check {cls.NAME} {subject.guest} {' '.join(disk.node for disk in disks)}")
 
     @classmethod
@@ -116,7 +116,7 @@ def chosen(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Disk, str]]:
 def test_each_scheme_has_its_disks_and_all_have_one_transaction(
         chosen: list[tuple[Disk, str]]) -> None:
     qmp: Any = Qmp()
-    captured.check(SUBJECT, chosen)
+    captured.check(SUBJECT, qmp, chosen)
     assert SAID == ["check right web1 n0 n3", "check left web1 n1", "check still web1 n2"]
     SAID.clear()
     estimates = captured.estimate(SUBJECT, qmp, chosen)
@@ -156,10 +156,12 @@ def test_options_and_manifest_know_the_schemes_of_the_table() -> None:
     assert set(OUTSIDE) == {n for n, each in SCHEMES.items() if issubclass(each, Outside)}
 
 
-def test_what_a_clone_reads_is_in_the_snapshots_folder() -> None:
+def test_what_a_clone_reads_is_in_the_snapshots_folder_or_was_the_guests() -> None:
     stored = {"file": "disks/0-d.qcow2", "format": "qcow2"}
     assert SCHEMES["backup"].image(Path("/s/one"), stored) == Image(
         "/s/one/disks/0-d.qcow2", "qcow2")
+    covered = {"file": None, "format": "raw", "covered": "/d", "overlay": "/d.x"}
+    assert SCHEMES["overlay"].image(Path("/s/one"), covered) == Image("/d", "raw")
 
 
 def test_a_manifest_says_where_each_disk_is() -> None:
@@ -176,3 +178,7 @@ def test_a_manifest_says_where_each_disk_is() -> None:
     assert not check([{**elsewhere, **commands, "file": "disks/0-d.raw"}])
     assert check([{**elsewhere, "scheme": "internal", "internal": "livesnap-1"}])
     assert not check([{**elsewhere, "scheme": "internal"}])
+    layers = {"covered": "/d.qcow2", "overlay": "/d.qcow2.livesnap-1a2b3c4d.qcow2"}
+    assert check([{**elsewhere, "scheme": "overlay", **layers}])
+    for wrong in ({"covered": "d.qcow2"}, {"overlay": "/etc/passwd"}, {"overlay": None}):
+        assert not check([{**elsewhere, "scheme": "overlay", **layers, **wrong}])

@@ -97,7 +97,7 @@ def examine(
             "nothing",
         )
     whose = subject(spec, process)
-    captured.check(whose, selection.chosen)
+    captured.check(whose, qmp, selection.chosen)
     taken = choose_engine(spec, facts, process, qmp, touch)
     plan = Plan(
         facts=facts,
@@ -154,6 +154,7 @@ def subject(spec: SnapshotSpec, process: QemuProcess) -> Subject:
         max_chain=spec.max_chain,
         bandwidth=spec.disk_bandwidth,
         compression=spec.disk_compression,
+        foreign_bitmaps=spec.foreign_bitmaps,
     )
 
 

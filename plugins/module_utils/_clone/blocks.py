@@ -104,13 +104,16 @@ class Blocks:
         self.used: set[str] = set()
 
     def find(self, device: str, node: str, files: list[str]) -> Optional[DiskImage]:
-        """The disk of the snapshot of that name, else the one of that file."""
+        """The disk of the snapshot of that name, else of that file, else what stands on that."""
         disks = [disk for disk in self.plan.disks if disk.overlay not in self.used]
         for disk in disks:
             if (device and device == disk.device) or (node and node == disk.node):
                 return self._take(disk)
         for disk in disks:
             if disk.source and disk.source in files:
+                return self._take(disk)
+        for disk in disks:
+            if not set(disk.below).isdisjoint(files):
                 return self._take(disk)
         return None
 

@@ -122,6 +122,7 @@ def make_plan(source: Source, request: CloneRequest, ram: Optional[MappedRam]) -
                 disk.qdev,
                 disk.source,
                 str(place.overlays / f"disk{number}.qcow2"),
+                disk.below,
             )
             for number, disk in enumerate(source.disks)
         ),

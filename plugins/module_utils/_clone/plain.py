@@ -65,7 +65,7 @@ def commands(source: Source, folder: str, helper: str) -> list[str]:
         name=guest_name(source),
         machine=source.machine,
         disks=tuple(
-            DiskImage(disk.device, disk.node, disk.qdev, disk.source, overlay)
+            DiskImage(disk.device, disk.node, disk.qdev, disk.source, overlay, disk.below)
             for disk, (_unused, overlay) in zip(source.disks, disks)
         ),
         incoming=f"fd:{_FD}",

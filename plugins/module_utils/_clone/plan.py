@@ -14,7 +14,8 @@ from typing import Optional
 class DiskImage:
     """A disk of the snapshot: what the guest's QEMU called it, and what the new one opens.
 
-    Empty names match nothing. source: the file that the original has open.
+    Empty names match nothing. source: the file that the original has open; below: what that stands
+    on, one of which it may have been started with.
     """
 
     device: str
@@ -22,6 +23,7 @@ class DiskImage:
     qdev: str
     source: str
     overlay: str
+    below: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

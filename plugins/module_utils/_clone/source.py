@@ -35,6 +35,7 @@ class SourceDisk:
     node: str
     qdev: str
     source: str
+    below: tuple[str, ...]
     image: Optional[Image]
     format: str
     fetch: Callable[[str, float], None]
@@ -101,6 +102,7 @@ def from_manifest(folder: Path, fields: dict[str, Any]) -> Source:
             node=disk["node"],
             qdev=disk["qdev"] or "",
             source=disk["source"]["file"],
+            below=tuple(disk["source"].get("below", ())),
             image=SCHEMES[disk["scheme"]].image(folder, disk),
             format=disk["format"],
             fetch=functools.partial(outside.fetch, fields, disk),

@@ -71,7 +71,7 @@ class Backup(Scheme):
             self._targets.append(Target(share.disk, node, file, path, speed=speed, compression=how))
 
     @classmethod
-    def check(cls, subject: Subject, disks: Sequence[Disk]) -> None:
+    def check(cls, subject: Subject, qmp: Connection, disks: Sequence[Disk]) -> None:
         """Refuse when qemu-img is not there, or libvirt cannot copy disks of its like this."""
         if shutil.which("qemu-img") is None:
             raise RefusedError(

@@ -32,10 +32,10 @@ def by_scheme(chosen: Chosen) -> dict[str, list[Disk]]:
     return found
 
 
-def check(subject: Subject, chosen: Chosen) -> None:
-    """RefusedError when a disk cannot be captured as it was chosen. Touches nothing."""
+def check(subject: Subject, qmp: Connection, chosen: Chosen) -> None:
+    """RefusedError when a disk cannot be captured as it was chosen. Queries only."""
     for name, disks in by_scheme(chosen).items():
-        SCHEMES[name].check(subject, disks)
+        SCHEMES[name].check(subject, qmp, disks)
 
 
 def estimate(subject: Subject, qmp: Connection, chosen: Chosen) -> dict[str, int]:
@@ -67,8 +67,6 @@ class CapturedDisks:
 
     def prepare(self, qmp: Connection) -> None:
         """Everything that can be done before the guest stands still."""
-        for scheme in self._schemes:
-            scheme.prepare(qmp)
         entries = [
             entry
             for scheme in self._schemes
@@ -77,6 +75,8 @@ class CapturedDisks:
         ]
         if entries:
             outside.note(self._making.folder, self._making.whose, entries)
+        for scheme in self._schemes:
+            scheme.prepare(qmp)
 
     def commit(self, qmp: Connection, timeout: float) -> None:
         """The guest is stopped: all disks are captured as they are now."""

@@ -42,7 +42,7 @@ class Command(Outside):
     NAME = "command"
 
     @classmethod
-    def check(cls, subject: Subject, disks: Sequence[Disk]) -> None:
+    def check(cls, subject: Subject, qmp: Connection, disks: Sequence[Disk]) -> None:
         """Refuse without commands, and formats that nobody could read the copy as."""
         if not subject.commands:
             raise RefusedError(

@@ -46,7 +46,7 @@ class Internal(Outside):
     )
 
     @classmethod
-    def check(cls, subject: Subject, disks: Sequence[Disk]) -> None:
+    def check(cls, subject: Subject, qmp: Connection, disks: Sequence[Disk]) -> None:
         """Refuse what is no qcow2 file."""
         for disk in disks:
             why = _why_not(subject, disk)

@@ -65,6 +65,8 @@ def merge(folder: Path, onto: Path) -> None:
         for each in (folder, onto)
     )
     pairs = _pairs(folder, goes, onto, stays)
+    if not pairs:
+        return
     with chain.locked(folder, _LOCK_LIMIT), chain.locked(onto, _LOCK_LIMIT):
         if not chain.is_merging(folder):
             _check(pairs)

@@ -38,9 +38,9 @@ def forget(folder: Path) -> None:
 
 def discard(folder: Path) -> None:
     """Remove all of it; LivesnapError names what could not be, and the note stays."""
-    if not os.path.lexists(folder / NOTE):
+    if not is_noted(folder):
         return
-    about = _read(folder / NOTE)
+    about = read(folder)
     problems = []
     for disk in about["disks"]:
         try:
@@ -61,8 +61,17 @@ def fetch(whose: Mapping[str, Any], entry: Mapping[str, Any], path: str, limit: 
     OUTSIDE[entry["scheme"]].fetch(whose, entry, path, limit)
 
 
-def _read(path: Path) -> dict[str, Any]:
-    """It has commands that are run, so nobody but us may have written it."""
+def is_noted(folder: Path) -> bool:
+    """Whether a snapshot has anything outside of its folder."""
+    return os.path.lexists(folder / NOTE)
+
+
+def read(folder: Path) -> dict[str, Any]:
+    """What was noted: whose, and `disks`.
+
+    It names commands that are run, and files that are removed: nobody but us may have written it.
+    """
+    path = folder / NOTE
     about = files.read_object(path)
     info = os.lstat(path)
     if info.st_uid != os.geteuid() or stat.S_IMODE(info.st_mode) & 0o022:

@@ -56,7 +56,7 @@ class Reflink(Scheme):
         self._clones: list[_Clone] = []
 
     @classmethod
-    def check(cls, subject: Subject, disks: Sequence[Disk]) -> None:
+    def check(cls, subject: Subject, qmp: Connection, disks: Sequence[Disk]) -> None:
         """Refuse what is no image file of its own, on a file system that clones files."""
         for disk in disks:
             why = _why_not(subject, disk)

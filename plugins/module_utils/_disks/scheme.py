@@ -32,6 +32,8 @@ class Subject:
     bandwidth: int = 0
     #: Option disk_compression.
     compression: str = "none"
+    #: Option foreign_bitmaps.
+    foreign_bitmaps: str = "refuse"
 
     @property
     def owner(self) -> tuple[int, int]:
@@ -91,8 +93,8 @@ class Scheme(ABC):
 
     @classmethod
     @abstractmethod
-    def check(cls, subject: Subject, disks: Sequence[Disk]) -> None:
-        """RefusedError when these disks cannot be captured like this. Touches nothing."""
+    def check(cls, subject: Subject, qmp: Connection, disks: Sequence[Disk]) -> None:
+        """RefusedError when these disks cannot be captured like this. Queries only."""
 
     @classmethod
     @abstractmethod
@@ -130,7 +132,7 @@ class Scheme(ABC):
 
     @classmethod
     def image(cls, folder: Path, entry: Mapping[str, Any]) -> Optional[Image]:
-        """The file in the snapshot's folder that is read later; None if outside. Pure."""
+        """The file that is read later; None if it has to be fetched first. Pure."""
         return Image(str(folder / entry["file"]), entry["format"])
 
 
@@ -196,7 +198,9 @@ def entry(
         "bytes": disk.virtual_bytes,
         "stored_bytes": allocated,
         "file_bytes": size,
-        "source": {"file": disk.file, "format": disk.format},
+        "source": {"file": disk.file, "format": disk.format, "below": list(disk.below)},
         "base": None,
         "full_because": None,
+        "covered": None,
+        "overlay": None,
     }

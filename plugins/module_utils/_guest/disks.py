@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Callable, Mapping
 
@@ -34,6 +35,8 @@ class Disk:
     inserted: bool
     #: libvirt's name for it, such as 'vda'; '' for guests that are not libvirt's.
     target: str = ""
+    #: The files that its image stands on, the nearest first.
+    below: tuple[str, ...] = ()
 
     @property
     def label(self) -> str:
@@ -82,6 +85,14 @@ def parse_disks(
                 removable=bool(block.get("removable", False)),
                 inserted=inserted is not None,
                 target=targets.get(device_id(path), ""),
+                below=tuple(_below(image, cwd)),
             )
         )
     return found
+
+
+def _below(image: Mapping[str, Any], cwd: str) -> Iterator[str]:
+    about = image.get("backing-image")
+    while about is not None:
+        yield absolute(str(about.get("filename", "")), cwd)
+        about = about.get("backing-image")

@@ -81,7 +81,7 @@ def _ask(
             each.engine: verdict([reason.message for reason in each.reasons])
             for each in judge(facts, process.pid, spec.helper, qmp=qmp)
         },
-        "schemes": {name: verdict(_scheme(spec, process, facts, name)) for name in SCHEMES},
+        "schemes": {name: verdict(_scheme(spec, qmp, process, facts, name)) for name in SCHEMES},
         "freeze": {"possible": no_freeze is None, "reason": no_freeze},
         "restore_blockers": list(facts.restore_blockers),
     }
@@ -107,12 +107,14 @@ def _off(spec: SnapshotSpec) -> dict[str, Any]:
     return found
 
 
-def _scheme(spec: SnapshotSpec, process: QemuProcess, facts: GuestFacts, name: str) -> list[str]:
+def _scheme(
+    spec: SnapshotSpec, qmp: Connection, process: QemuProcess, facts: GuestFacts, name: str
+) -> list[str]:
     """Why this scheme cannot capture the disks that are captured unless something else is asked."""
 
     def check() -> None:
         chosen = select(facts.disks, spec.disks, name, SCHEMES).chosen
-        captured.check(preflight.subject(spec, process), chosen)
+        captured.check(preflight.subject(spec, process), qmp, chosen)
 
     return said(check)
 

@@ -18,7 +18,8 @@ from ansible_collections.livesnap.qemu.plugins.module_utils._restore.images impo
     beside,
 )
 from ansible_collections.livesnap.qemu.plugins.module_utils._run import run_bounded
-from ansible_collections.livesnap.qemu.plugins.module_utils._store import space
+from ansible_collections.livesnap.qemu.plugins.module_utils._store import chain, space
+from ansible_collections.livesnap.qemu.plugins.module_utils._store.layout import Store
 from ansible_collections.livesnap.qemu.plugins.module_utils._units import format_size
 
 _LIMIT = 20.0
@@ -32,6 +33,20 @@ def not_in(snapshot: Sequence[Mapping[str, Any]], disks: Sequence[Disk]) -> list
         for disk in disks
         if disk.inserted and not disk.read_only and disk.file not in known
     ]
+
+
+def check_covers(store: Store, guest: str, snapshot: Sequence[Mapping[str, Any]]) -> None:
+    """Refuse to exchange images that others stand on, or that stand on those of snapshots."""
+    parts = {**chain.overlays(store, guest), **chain.covered(store, guest)}
+    for disk in snapshot:
+        file = disk["source"]["file"]
+        if file in parts:
+            raise RefusedError(
+                f"disk '{disk['match']}' lies in '{file}', an image of a chain that snapshot"
+                f" '{parts[file]}' is part of (scheme overlay), and the chain would break",
+                "make a clone; or remove the snapshots of scheme overlay first, if others are left",
+                "disk_chain",
+            )
 
 
 def check_places(snapshot: Sequence[Mapping[str, Any]], disks: Sequence[Disk]) -> None:

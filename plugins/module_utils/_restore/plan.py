@@ -107,6 +107,7 @@ def examine(request: RestoreRequest, store: Store, touch: bool) -> Plan:
     folder, fields = read_snapshot(store, spec.guest, request.snapshot)
     checks.check_machine(checks.needs_of(fields))
     process, facts, need, warnings = _look(request, store, touch)
+    disks.check_covers(store, spec.guest, fields["disks"])
     if facts is not None:
         disks.check_places(fields["disks"], facts.disks)
     image_tool = checks.qemu_img(checks.program_of(fields["guest_facts"]["exe"]))

@@ -29,8 +29,8 @@ from ansible_collections.livesnap.qemu.plugins.module_utils._store.layout import
 #: No chain of ours is that long: manifests that name one another in a circle are found.
 LONGEST = 200
 _POLL = 0.1
-#: In every manifest with a disk that stands on another. Most have none, and need no decoding.
-_HAS_BASE = re.compile(rb'"base"\s*:\s*\{')
+#: In every manifest with a disk that is part of a chain. Most have none, and need no decoding.
+_HAS_LINK = re.compile(rb'"base"\s*:\s*\{|"covered"\s*:\s*"')
 
 
 @dataclass(frozen=True)
@@ -108,18 +108,53 @@ def above(store: Store, guest: str, name: str) -> list[str]:
 
     One whose files are not sound counts too: it may be repaired.
     """
-    standing: dict[str, str] = {}
-    for each in store.entries(guest)[0]:
-        path = store.snapshot(guest, each) / manifest.NAME
+    known = dict(_linked(store, guest))
+    cover = _covered(known)
+    standing: dict[str, list[str]] = {}
+    for each, fields in known.items():
+        for base in bases(fields):
+            standing.setdefault(base, []).append(each)
+        for disk in fields["disks"]:
+            if disk.get("overlay") in cover:
+                standing.setdefault(each, []).append(cover[disk["overlay"]])
+    found = [name]
+    for each in found:
+        found += [upper for upper in dict.fromkeys(standing.get(each, ())) if upper not in found]
+    return found[1:]
+
+
+def covered(store: Store, guest: str) -> dict[str, str]:
+    """Image -> the complete snapshot of scheme overlay that it is a disk of."""
+    return _covered(dict(_linked(store, guest)))
+
+
+def overlays(store: Store, guest: str) -> dict[str, str]:
+    """Image -> the complete snapshot of scheme overlay since which it has the guest's writes."""
+    return {
+        disk["overlay"]: name
+        for name, fields in _linked(store, guest)
+        for disk in fields["disks"]
+        if disk.get("overlay") is not None
+    }
+
+
+def _covered(known: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
+    return {
+        disk["covered"]: name
+        for name, fields in known.items()
+        for disk in fields["disks"]
+        if disk.get("covered") is not None
+    }
+
+
+def _linked(store: Store, guest: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Name and manifest of the complete snapshots with a disk that is part of a chain."""
+    for name in store.entries(guest)[0]:
+        path = store.snapshot(guest, name) / manifest.NAME
         with contextlib.suppress(StoreError):
             data = files.read_regular(path, manifest.LIMIT)
-            if _HAS_BASE.search(data):
-                standing.update(dict.fromkeys(bases(manifest.decode(data)), each))
-    found: list[str] = []
-    while name in standing and standing[name] not in found:
-        name = standing[name]
-        found.append(name)
-    return found
+            if _HAS_LINK.search(data):
+                yield name, manifest.decode(data)
 
 
 def bases(fields: Mapping[str, Any]) -> set[str]:

@@ -117,11 +117,14 @@ _MEMORY = _object(
     ramblock=_text,
 )
 #: How a disk may have been captured.
-SCHEMES = ("backup", "command", "internal", "reflink")
+SCHEMES = ("backup", "command", "internal", "overlay", "reflink")
 #: Of these, what lies outside of the snapshot's folder, and has no file.
-OUTSIDE = ("command", "internal")
+OUTSIDE = ("command", "internal", "overlay")
 _BASE = _object(id=names.is_uuid, name=lambda value: not names.problem(value), file=names.is_file)
 _COMMANDS = _object(key=_text, remove=_text, restore=_text)
+_LAYERS = _object(
+    covered=lambda value: _text(value) and value.startswith("/"), overlay=names.is_layer
+)
 _FIELDS_OF_DISK = _object(
     match=_text,
     device=_or_null(_text),
@@ -144,9 +147,11 @@ def _disk(value: Any) -> bool:
         and (value["file"] is None) == (value["scheme"] in OUTSIDE)
         and (value["scheme"] != "command" or _COMMANDS(value.get("commands")))
         and (value["scheme"] != "internal" or _text(value.get("internal")))
+        and (value["scheme"] != "overlay" or _LAYERS(value))
         # These came later.
         and (value.get("base") is None or (value["scheme"] == "backup" and _BASE(value["base"])))
         and (value.get("full_because") is None or _text(value["full_because"]))
+        and _texts(value["source"].get("below", []))
     )
 
 

@@ -12,6 +12,7 @@ PARTIAL = ".partial"
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]{0,127}")
 _LABEL = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:/=+-]{0,127}")
 _FILE = re.compile(r"(?:disks/)?[A-Za-z0-9][A-Za-z0-9._+-]{0,200}")
+_LAYER = re.compile(r"\.livesnap-[0-9a-f]{8}\.qcow2\Z")
 _UUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 
 
@@ -56,3 +57,13 @@ def is_uuid(text: object) -> bool:
 def safe(text: str) -> str:
     """A part of a file name that resembles any text."""
     return re.sub(r"[^A-Za-z0-9._+-]", "_", text).strip("._-+")[:80] or "disk"
+
+
+def layer_of(file: str, snapshot_id: str) -> str:
+    """The image that covers another one since a snapshot: beside it, whatever covers what below."""
+    return f"{_LAYER.sub('', file)}.livesnap-{snapshot_id[:8]}.qcow2"
+
+
+def is_layer(text: object) -> bool:
+    """Whether an image was made to cover another one."""
+    return isinstance(text, str) and text.startswith("/") and _LAYER.search(text) is not None

@@ -1,0 +1,222 @@
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""A snapshot by scheme overlay goes: the image that covers its own is merged into that.
+
+So the lower image stays, with its name; it is then the guest's own, or that of the next snapshot,
+whose manifest is told. Nobody else stands on an image that is written to. What was begun is noted
+in the snapshot's folder; cut short anywhere, the same again ends it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Mapping, Optional, Sequence
+
+from ansible_collections.livesnap.qemu.plugins.module_utils._connection.connection import (
+    Connection,
+)
+from ansible_collections.livesnap.qemu.plugins.module_utils._disks import (
+    layers,
+    outside,
+    overlay,
+)
+from ansible_collections.livesnap.qemu.plugins.module_utils._errors import (
+    LivesnapError,
+    RefusedError,
+)
+from ansible_collections.livesnap.qemu.plugins.module_utils._guest import process
+from ansible_collections.livesnap.qemu.plugins.module_utils._run import run_bounded
+from ansible_collections.livesnap.qemu.plugins.module_utils._store import chain, files, manifest
+from ansible_collections.livesnap.qemu.plugins.module_utils._store.layout import Store
+
+NOTE = "uncovering.json"
+#: How long those who read the images are waited for, seconds.
+_LOCK_LIMIT = 10.0
+_REBASE_LIMIT = 60.0
+
+
+@dataclass(frozen=True)
+class _Cover:
+    """A disk of the snapshot that goes, and the snapshot whose disk its cover is, if any."""
+
+    disk: Mapping[str, Any]
+    upper: Optional[Path]
+
+    @property
+    def covered(self) -> str:
+        return str(self.disk["covered"])
+
+    @property
+    def over(self) -> str:
+        return str(self.disk["overlay"])
+
+
+def uncover(store: Store, guest: str, name: str) -> None:
+    """Merge what covers the disks of a snapshot into them. The guest's folder is locked.
+
+    RefusedError leaves all as it was; LivesnapError may come after a part of it, and the guest
+    reads the same as before whatever has failed.
+    """
+    folder = store.snapshot(guest, name)
+    covers = _covers(store, guest, folder)
+    if not covers:
+        return
+    locked = {folder, *(each.upper for each in covers if each.upper is not None)}
+    with contextlib.ExitStack() as stack:
+        for each in sorted(locked):
+            stack.enter_context(chain.locked(each, _LOCK_LIMIT))
+        whose = outside.read(folder)
+        qmp = stack.enter_context(overlay.reached(whose))
+        state = _State.of(folder, qmp)
+        for cover in covers:
+            state.go_on(cover, whose["id"])
+            state.check(cover)
+        state.begin()
+        for cover in covers:
+            state.end(cover, whose["id"])
+
+
+def _covers(store: Store, guest: str, folder: Path) -> list[_Cover]:
+    if not outside.is_noted(folder):
+        return []
+    disks = [
+        disk
+        for disk in outside.read(folder)["disks"]
+        if disk["scheme"] == overlay.Overlay.NAME
+    ]
+    upper = chain.covered(store, guest) if disks else {}
+    return [
+        _Cover(disk, store.snapshot(guest, upper[over]) if over in upper else None)
+        for disk in disks
+        for over in [disk["overlay"]]
+    ]
+
+
+class _State:
+    """How far it is. qemu: pid and start time of the guest's QEMU when it began."""
+
+    def __init__(self, folder: Path, qmp: Optional[Connection], noted: Mapping[str, Any]) -> None:
+        self._folder = folder
+        self._qmp = qmp
+        self._now = None if qmp is None else [qmp.peer_pid, process.start_time(qmp.peer_pid)]
+        self._qemu = noted.get("qemu", self._now)
+        self._merged: list[str] = list(noted.get("merged", []))
+
+    @classmethod
+    def of(cls, folder: Path, qmp: Optional[Connection]) -> _State:
+        """As it was noted, if it has begun before."""
+        path = folder / NOTE
+        return cls(folder, qmp, files.read_object(path) if path.exists() else {})
+
+    def begin(self) -> None:
+        """From here on the snapshot is none any more."""
+        with files.as_store_error(f"'{self._folder}' cannot be written to"):
+            self._write()
+            if not chain.is_merging(self._folder):
+                files.write_json(self._folder / manifest.MERGING, {"into": None})
+
+    def _write(self) -> None:
+        files.write_json(self._folder / NOTE, {"qemu": self._qemu, "merged": self._merged})
+
+    def go_on(self, cover: _Cover, snapshot_id: str) -> None:
+        """Wait for a merging that was begun before, and whose end nobody has seen."""
+        job = overlay.job_of(snapshot_id, cover.over)
+        if self._qmp is not None and layers.goes_on(self._qmp, job):
+            layers.follow(self._qmp, job, cover.over, overlay.limit_of(cover.over))
+
+    def check(self, cover: _Cover) -> None:
+        """RefusedError where it cannot be merged as things are."""
+        if self._is_merged(cover) or self._live(cover) is not None:
+            return
+        if self._qmp is not None and self._runs_on(cover.covered):
+            raise RefusedError(
+                f"the guest was started with '{cover.covered}', which the snapshot is made of, and"
+                f" '{cover.over}' has what it wrote before",
+                f"start it with '{cover.over}', or remove that if what it has is not wanted",
+                "covered_in_use",
+            )
+        if cover.upper is None:
+            where = "the guest is off" if self._qmp is None else "no disk of the guest has it now"
+            raise RefusedError(
+                f"a guest is started with '{cover.over}', which would go, and {where}",
+                "start the guest with it first; it then goes on with the image that is covered now",
+                "guest_off",
+            )
+
+    def end(self, cover: _Cover, snapshot_id: str) -> None:
+        """Merge one, tell the snapshot that it was a disk of, remove it."""
+        if not self._is_merged(cover):
+            found = self._live(cover)
+            if found is not None and self._qmp is not None:
+                job, limit = overlay.job_of(snapshot_id, cover.over), overlay.limit_of(cover.over)
+                layers.merge_down(self._qmp, *found, job, limit)
+            else:
+                overlay.commit_resting(cover.over, cover.covered)
+                _stand_on(cover)
+        if self._qmp is not None:
+            layers.forget(self._qmp, cover.over)
+        self._merged.append(cover.over)
+        with files.as_store_error(f"'{self._folder}' cannot be written to"):
+            self._write()
+        _tell(cover)
+        overlay.remove(cover.over)
+
+    def _live(self, cover: _Cover) -> Optional[tuple[layers.Stack, int]]:
+        if self._qmp is None:
+            return None
+        return layers.covering(self._qmp, cover.over, cover.covered)
+
+    def _runs_on(self, file: str) -> bool:
+        if self._qmp is None:
+            return False
+        return any(stack.find(file) is not None for stack in layers.stacks(self._qmp))
+
+    def _is_merged(self, cover: _Cover) -> bool:
+        if cover.over in self._merged or not Path(cover.over).exists():
+            return True
+        # The same QEMU that had it as a layer when this began has it no more.
+        return (
+            (self._folder / NOTE).exists()
+            and self._qemu == self._now
+            and self._now is not None
+            and self._live(cover) is None
+            and self._runs_on(cover.covered)
+        )
+
+
+def _stand_on(cover: _Cover) -> None:
+    """What covers the cover stands on the lower image from now on: both read the same."""
+    if cover.upper is None:
+        raise AssertionError
+    upper = next(
+        disk for disk in outside.read(cover.upper)["disks"] if disk.get("covered") == cover.over
+    )
+    argv = ["qemu-img", "rebase", "-q", "-u", "-f", overlay.FORMAT, "-F", cover.disk["format"]]
+    done = run_bounded([*argv, "-b", cover.covered, upper["overlay"]], _REBASE_LIMIT)
+    if done.problem or done.code != 0:
+        raise LivesnapError(
+            f"'{upper['overlay']}' cannot be made to stand on '{cover.covered}':"
+            f" {done.problem or done.words}"
+        )
+
+
+def _tell(cover: _Cover) -> None:
+    """The snapshot above has the lower image as its disk."""
+    if cover.upper is None:
+        return
+    fields = manifest.decode(files.read_regular(cover.upper / manifest.NAME, manifest.LIMIT))
+    whose = outside.read(cover.upper)
+    with files.as_store_error(f"'{cover.upper}' cannot be given its merged disk"):
+        outside.note(cover.upper, whose, _told(whose["disks"], cover))
+        data = manifest.encode({**fields, "disks": _told(fields["disks"], cover)})
+        files.write_whole(cover.upper / manifest.NAME, data)
+
+
+def _told(disks: Sequence[Mapping[str, Any]], cover: _Cover) -> list[dict[str, Any]]:
+    """The entries, with the lower image in place of its cover. Pure."""
+    lower = {key: cover.disk[key] for key in ("covered", "format", "source")}
+    return [
+        {**disk, **lower} if disk.get("covered") == cover.over else dict(disk) for disk in disks
+    ]

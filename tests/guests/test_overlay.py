@@ -1,0 +1,252 @@
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Scheme overlay: new images that take the guest's writes, and go again while it runs."""
+
+from __future__ import annotations
+
+import random
+import subprocess
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from ansible_collections.livesnap.qemu.plugins.module_utils import _recover
+from ansible_collections.livesnap.qemu.plugins.module_utils._bracket.api import remove_snapshot
+from ansible_collections.livesnap.qemu.plugins.module_utils._disks import layers, overlay, uncover
+from ansible_collections.livesnap.qemu.plugins.module_utils._disks.overlay import Overlay
+from ansible_collections.livesnap.qemu.plugins.module_utils._errors import (
+    LivesnapError,
+    RefusedError,
+)
+from ansible_collections.livesnap.qemu.plugins.module_utils._store import listing
+from bracket_kit import clean, fault, wait, well
+from lab import DiskSpec, Guest
+from taking import TestStore, helper, verdict
+
+DISKS = (DiskSpec(), DiskSpec(format="qcow2"))
+
+
+@pytest.fixture
+def pair(make_guest: Callable[..., Guest]) -> Iterator[Guest]:
+    """A guest as libvirt starts one, with a raw and a qcow2 disk."""
+    guest = make_guest(name="pair", disks=DISKS, user="nobody", sandbox=True)
+    yield guest
+    if guest.alive:
+        clean(guest)
+
+
+def take(store: TestStore, guest: Guest, name: str, **options: Any) -> dict[str, Any]:
+    return store.take(guest, name, disk_scheme="overlay", **options)
+
+
+def chains(guest: Guest) -> list[list[str]]:
+    """The images that each disk is made of, in QEMU's own words, that which is written to first."""
+    found = []
+    with guest.look() as qmp:
+        for block in qmp.execute("query-block"):
+            image, files = block["inserted"]["image"], []
+            while image:
+                files.append(image["filename"])
+                image = image.get("backing-image")
+            found.append(files)
+    return found
+
+
+def alone(guest: Guest) -> None:
+    """Each disk is its first image; no other file, node or job is there."""
+    assert chains(guest) == [[str(path)] for path in guest.disk_paths]
+    assert [path.name for path in guest.folder.iterdir() if ".livesnap-" in path.name] == []
+    with guest.look() as qmp:
+        nodes = [each["node-name"] for each in qmp.execute("query-named-block-nodes")]
+    assert [name for name in nodes if name.startswith("overlay-")] == []
+    clean(guest)
+
+
+def entries(store: TestStore, guest: Guest) -> dict[str, dict[str, Any]]:
+    """Name -> what is told of a snapshot, all of them whole."""
+    found = listing.list_snapshots(str(store.path), guest.options.name)
+    assert [each["problem"] for each in found if each["problem"]] == []
+    return {each["name"]: each for each in found}
+
+
+def judged(store: TestStore, guest: Guest, name: str, pages: int) -> str:
+    """Whether its RAM and its disks, wherever they are now, are of one instant."""
+    snapshot = entries(store, guest)[name]
+    images = [Path(disk["covered"]) for disk in snapshot["disks"]]
+    return verdict(guest, {"snapshot": snapshot}, pages, images)
+
+
+def start_with(guest: Guest, snapshot: dict[str, Any]) -> None:
+    """What the operator has been told to do: another image in the command line."""
+    (path,), (disk,) = guest.disk_paths, snapshot["disks"]
+    guest.argv = [word.replace(f"filename={path}", f"filename={disk['overlay']}")
+                  for word in guest.argv]
+    guest.start()
+
+
+def test_one_instant(pair: Guest, store: TestStore) -> None:
+    pages, boot = pair.witness()["pages"], pair.counts()["boot"]
+    for number in range(3):
+        result = take(store, pair, f"s{number}")
+        assert result["warnings"] == [Overlay.WARNING]
+        assert verdict(pair, result, pages,
+                       [Path(disk["covered"]) for disk in result["snapshot"]["disks"]]) == ""
+        for disk, path in zip(result["snapshot"]["disks"], pair.disk_paths):
+            new = Path(disk["overlay"])
+            assert new.name == f"{path.name}.livesnap-{result['snapshot']['id'][:8]}.qcow2"
+            about, below = new.stat(), path.stat()
+            assert (about.st_uid, about.st_mode) == (below.st_uid, below.st_mode)
+            assert disk["file"] is None and disk["stored_bytes"] == 0
+    assert [len(files) for files in chains(pair)] == [4, 4]
+    well(pair)
+    for name in ("s0", "s2"):
+        with store.clone(pair, name) as clone:
+            assert clone.counts()["boot"] == boot
+            assert clone.devices()["disk1"] == "ok"
+            # What it stands on must stay as it is, below the next snapshot as well.
+            with pytest.raises(RefusedError, match="running clones stand on its images"):
+                remove_snapshot(store.spec(pair, "s0"))
+    with store.restored_by_hand(pair, "s1") as restored:
+        assert restored.counts()["boot"] == boot
+    with pytest.raises(LivesnapError, match=r"of a chain that snapshot 's[12]' is part of"):
+        store.restore(pair, "s1", keep_current=False)
+    with pytest.raises(LivesnapError, match="stands on 3 snapshots, as many as max_chain"):
+        take(store, pair, "s3", max_chain=3)
+    assert verdict(pair, store.take(pair, "copy"), pages) == ""
+    for name in ("s2", "s0", "s1"):
+        remove_snapshot(store.spec(pair, name))
+    alone(pair)
+    well(pair)
+
+
+def test_they_go_in_any_order(make_guest: Callable[..., Guest], store: TestStore,
+                              rounds: Callable[[int, int], int]) -> None:
+    count = rounds(4, 8)
+    guest = make_guest(name="order", disks=DISKS)
+    pages = guest.witness()["pages"]
+    for seed in range(rounds(1, 10)):
+        kept = [f"s{seed}-{number}" for number in range(1, count + 1)]
+        for name in kept:
+            take(store, guest, name)
+        order = random.Random(seed).sample(kept, count)
+        for name in order:
+            guest.ask()  # it hastens
+            remove_snapshot(store.spec(guest, name))
+            kept.remove(name)
+            assert [len(files) for files in chains(guest)] == [len(kept) + 1] * 2, order
+            assert sorted(entries(store, guest)) == kept
+            for other in kept:
+                assert judged(store, guest, other, pages) == "", (order, name, other)
+        alone(guest)
+    well(guest)
+
+
+@pytest.mark.parametrize("step", ["disks", "arm", "sweep"])
+@pytest.mark.parametrize("action", ["RAISE", "KILL"])
+def test_what_fails_leaves_nothing(pair: Guest, store: TestStore, step: str, action: str) -> None:
+    with fault(step, action), pytest.raises(LivesnapError):
+        take(store, pair, "one")
+    if action == "KILL":
+        wait(lambda: _recover.plan_recovery(str(store.path), "pair"), 20)
+        _recover.recover(str(store.path), "pair", helper())
+    alone(pair)
+    assert list(store.path.iterdir()) == []
+    well(pair)
+
+
+class Cut(BaseException):
+    """The end of a process, as far as its own code is concerned."""
+
+
+@pytest.mark.parametrize("place", [
+    (layers, "follow"), (uncover, "_tell"), (overlay, "remove"), (uncover.outside, "note")])
+def test_a_removal_that_is_cut_short_is_ended(
+        pair: Guest, store: TestStore, monkeypatch: pytest.MonkeyPatch,
+        place: tuple[Any, str]) -> None:
+    pages = pair.witness()["pages"]
+    for name in ("one", "two", "three"):
+        take(store, pair, name)
+    for name, kept in (("two", ["one", "three"]), ("three", ["one"])):
+        with monkeypatch.context() as patch:
+            def cut(*_given: object) -> None:
+                raise Cut
+
+            patch.setattr(*place, cut)
+            if (name, place[1]) != ("three", "note"):
+                with pytest.raises(Cut):
+                    remove_snapshot(store.spec(pair, name))
+        well(pair)
+        _recover.recover(str(store.path), "pair", helper())
+        if (name, place[1]) == ("three", "note"):
+            remove_snapshot(store.spec(pair, name))
+        assert sorted(entries(store, pair)) == kept
+        for other in kept:
+            assert judged(store, pair, other, pages) == ""
+    remove_snapshot(store.spec(pair, "one"))
+    alone(pair)
+
+
+def test_of_a_guest_that_is_off(make_guest: Callable[..., Guest], store: TestStore) -> None:
+    guest = make_guest(name="off", disks=(DiskSpec(format="qcow2"),))
+    pages = guest.witness()["pages"]
+    for name in ("one", "two", "three"):
+        take(store, guest, name)
+    counted = guest.counts()["counter"]
+    argv, newest = list(guest.argv), entries(store, guest)["three"]
+    guest.shut_down()
+    with pytest.raises(RefusedError, match="which would go, and the guest is off"):
+        remove_snapshot(store.spec(guest, "three"))
+    remove_snapshot(store.spec(guest, "one"))
+    assert [judged(store, guest, name, pages) for name in ("two", "three")] == ["", ""]
+    start_with(guest, newest)
+    assert guest.counts()["counter"] > counted
+    assert [len(files) for files in chains(guest)] == [3]
+    guest.shut_down()
+    # Not as the operator was told.
+    guest.argv = argv
+    guest.start(wait=False)
+    with pytest.raises(RefusedError, match=r"the guest was started with .*, which the snapshot is"):
+        remove_snapshot(store.spec(guest, "two"))
+    guest.shut_down()
+    start_with(guest, newest)
+    for name in ("three", "two"):
+        remove_snapshot(store.spec(guest, name))
+    alone(guest)
+    assert guest.counts()["counter"] > counted
+
+
+def test_bitmaps_of_others(pair: Guest, store: TestStore) -> None:
+    with pair.look() as qmp:
+        for node, persistent in (("disk0", False), ("disk1", True)):
+            qmp.execute("block-dirty-bitmap-add", {
+                "node": node, "name": "theirs", "persistent": persistent})
+    with pytest.raises(LivesnapError, match=r"bitmaps of others.*: 'theirs'"):
+        take(store, pair, "one")
+    alone(pair)
+    take(store, pair, "one", foreign_bitmaps="ignore")
+    remove_snapshot(store.spec(pair, "one"))
+    alone(pair)
+
+
+def test_what_cannot_be_covered_is_refused(
+        make_guest: Callable[..., Guest], store: TestStore, tmp_path: Path) -> None:
+    server = tmp_path / "socket"
+    image = tmp_path / "far.raw"
+    image.write_bytes(bytes(1 << 20))
+    export = subprocess.Popen(["qemu-nbd", "-t", "-f", "raw", "-k", str(server), str(image)])
+    try:
+        wait(server.exists, 20)
+        guest = make_guest(name="far", args=(
+            "-blockdev", f"driver=nbd,node-name=far,server.type=unix,server.path={server}",
+            "-device", "virtio-blk-pci,drive=far"))
+        with pytest.raises(LivesnapError, match="'overlay': its format is 'nbd'"):
+            take(store, guest, "one")
+        take(store, guest, "one", disks=[{"match": "far", "scheme": "none"}])
+        remove_snapshot(store.spec(guest, "one"))
+        alone_of_disk = chains(guest)[0]
+        assert alone_of_disk == [str(guest.disk_paths[0])]
+        guest.stop()
+    finally:
+        export.terminate()
+        export.wait()

@@ -22,18 +22,15 @@ from ansible_collections.livesnap.qemu.plugins.module_utils._disks.scheme import
 )
 from ansible_collections.livesnap.qemu.plugins.module_utils._errors import (
     LivesnapError,
-    QmpConnectError,
     RefusedError,
 )
-from ansible_collections.livesnap.qemu.plugins.module_utils._guest.address import address_of
+from ansible_collections.livesnap.qemu.plugins.module_utils._guest.address import reached
 from ansible_collections.livesnap.qemu.plugins.module_utils._guest.disks import Disk
 from ansible_collections.livesnap.qemu.plugins.module_utils._run import run_bounded
 
 _FORMAT = "qcow2"
 #: Seconds that QEMU or qemu-img may take to remove one.
 _REMOVE_LIMIT = 120.0
-#: Kinds of QmpConnectError that say that there is no QEMU.
-_OFF = ("off", "missing", "refused")
 
 
 class Internal(Outside):
@@ -84,15 +81,9 @@ class Internal(Outside):
     @classmethod
     def discard(cls, whose: Mapping[str, Any], entry: Mapping[str, Any]) -> None:
         """By the QEMU that has the image open, or by qemu-img where the guest is off."""
-        address = address_of(whose)
-        if address is not None:
-            try:
-                with address.connect() as qmp:
-                    if _remove_by(qmp, entry):
-                        return
-            except QmpConnectError as err:
-                if err.kind not in _OFF:
-                    raise
+        with reached(whose) as qmp:
+            if qmp is not None and _remove_by(qmp, entry):
+                return
         _remove_from_file(entry)
 
     @classmethod

@@ -14,7 +14,6 @@ import json
 import os
 import shutil
 import stat
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Mapping, Optional, Sequence
 
@@ -39,11 +38,10 @@ from ansible_collections.livesnap.qemu.plugins.module_utils._disks.scheme import
 )
 from ansible_collections.livesnap.qemu.plugins.module_utils._errors import (
     LivesnapError,
-    QmpConnectError,
     RefusedError,
     StoreError,
 )
-from ansible_collections.livesnap.qemu.plugins.module_utils._guest.address import address_of
+from ansible_collections.livesnap.qemu.plugins.module_utils._guest.address import reached
 from ansible_collections.livesnap.qemu.plugins.module_utils._guest.disks import FORMATS, Disk
 from ansible_collections.livesnap.qemu.plugins.module_utils._run import run_bounded
 from ansible_collections.livesnap.qemu.plugins.module_utils._store import files, names
@@ -55,8 +53,6 @@ _QEMU_IMG_LIMIT = 60.0
 _LOOK_LIMIT = 30.0
 #: The slowest that storage may be and not count as stuck, bytes a second; what is added, seconds.
 _SLOWEST, _MERGE_LIMIT = 10 << 20, 60.0
-#: Kinds of QmpConnectError that say that there is no QEMU.
-_OFF = ("off", "missing", "refused")
 _LABEL = "security.selinux"
 
 
@@ -180,21 +176,6 @@ class Overlay(Outside):
     def image(cls, folder: Path, entry: Mapping[str, Any]) -> Optional[Image]:
         """The covered image. Pure."""
         return Image(entry["covered"], entry["format"])
-
-
-@contextlib.contextmanager
-def reached(whose: Mapping[str, Any]) -> Iterator[Optional[Connection]]:
-    """The guest's QEMU, None where it is off; `whose` says how it is reached."""
-    address = address_of(whose)
-    with contextlib.ExitStack() as stack:
-        qmp: Optional[Connection] = None
-        if address is not None:
-            try:
-                qmp = stack.enter_context(address.connect())
-            except QmpConnectError as err:
-                if err.kind not in _OFF:
-                    raise
-        yield qmp
 
 
 def job_of(snapshot_id: str, over: str) -> str:

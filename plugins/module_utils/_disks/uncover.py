@@ -27,6 +27,7 @@ from ansible_collections.livesnap.qemu.plugins.module_utils._errors import (
     RefusedError,
 )
 from ansible_collections.livesnap.qemu.plugins.module_utils._guest import process
+from ansible_collections.livesnap.qemu.plugins.module_utils._guest.address import reached
 from ansible_collections.livesnap.qemu.plugins.module_utils._run import run_bounded
 from ansible_collections.livesnap.qemu.plugins.module_utils._store import chain, files, manifest
 from ansible_collections.livesnap.qemu.plugins.module_utils._store.layout import Store
@@ -68,7 +69,7 @@ def uncover(store: Store, guest: str, name: str) -> None:
         for each in sorted(locked):
             stack.enter_context(chain.locked(each, _LOCK_LIMIT))
         whose = outside.read(folder)
-        qmp = stack.enter_context(overlay.reached(whose))
+        qmp = stack.enter_context(reached(whose))
         state = _State.of(folder, qmp)
         for cover in covers:
             state.go_on(cover, whose["id"])

@@ -4,8 +4,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 from abc import ABC, abstractmethod
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Mapping, Optional
 
@@ -19,6 +21,7 @@ from ansible_collections.livesnap.qemu.plugins.module_utils._connection.domain i
 )
 from ansible_collections.livesnap.qemu.plugins.module_utils._connection.qmp import Qmp
 from ansible_collections.livesnap.qemu.plugins.module_utils._errors import (
+    QmpConnectError,
     RefusedError,
 )
 from ansible_collections.livesnap.qemu.plugins.module_utils._guest.agent import Agent
@@ -34,6 +37,9 @@ from ansible_collections.livesnap.qemu.plugins.module_utils._guest.facts import 
     agent_listens,
 )
 from ansible_collections.livesnap.qemu.plugins.module_utils._guest.process import QemuProcess
+
+#: Kinds of QmpConnectError that say that there is no QEMU.
+_OFF = ("off", "missing", "refused")
 
 
 class Address(ABC):
@@ -169,3 +175,18 @@ def address_of(about: Mapping[str, Any]) -> Optional[Address]:
     if about.get("uri") and about.get("domain"):
         return DomainAddress(str(about["uri"]), str(about["domain"]))
     return None
+
+
+@contextlib.contextmanager
+def reached(whose: Mapping[str, Any]) -> Iterator[Optional[Connection]]:
+    """The guest's QEMU, None where it is off; `whose` says how it is reached."""
+    address = address_of(whose)
+    with contextlib.ExitStack() as stack:
+        qmp: Optional[Connection] = None
+        if address is not None:
+            try:
+                qmp = stack.enter_context(address.connect())
+            except QmpConnectError as err:
+                if err.kind not in _OFF:
+                    raise
+        yield qmp

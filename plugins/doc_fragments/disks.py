@@ -23,8 +23,9 @@ options:
       - V(internal) makes a snapshot inside the guest's own qcow2 image. It takes no room at first, is copied out for a clone, and
         goes with the image. A restore in place replaces the image, and so is refused unless it is forced.
       - V(overlay) lays a new qcow2 image upon the disk's image, beside it, and copies nothing. The guest writes to the new one from
-        then on, and B(has to be started with it from then on). What covers a snapshot's image is merged into it when the snapshot is
-        removed, while the guest runs on. For guests that are reached by QMP, and whose disks are image files.
+        then on, and B(has to be started with it from then on). libvirt's domains are, by libvirt; whoever starts a guest that is
+        reached by its QMP socket has to see to it. What covers a snapshot's image is merged into it when the snapshot is removed,
+        while the guest runs on; of a domain also while it is off. For disks that are image files.
       - V(auto) is V(backup).
     type: str
     choices: [auto, backup, command, internal, overlay, reflink]

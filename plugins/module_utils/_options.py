@@ -191,7 +191,9 @@ VERIFY: tuple[Option, ...] = (
 RECOVER: tuple[Option, ...] = (
     STORE,
     Option("guest", "str"),
-    Option("state", "str", "recovered", ("recovered",)),
+    Option("state", "str", "recovered", ("recovered", "flattened")),
+    Option("qmp_socket", "path"),
+    URI,
 )
 
 #: What is kept, as role retention and guests of its own may say it.

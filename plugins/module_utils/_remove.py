@@ -6,9 +6,10 @@ from __future__ import annotations
 
 import contextlib
 from pathlib import Path
-from typing import Optional, Sequence
+from typing import Container, Optional, Sequence
 
 from ansible_collections.livesnap.qemu.plugins.module_utils._disks import merge, outside, uncover
+from ansible_collections.livesnap.qemu.plugins.module_utils._disks.internal import Internal
 from ansible_collections.livesnap.qemu.plugins.module_utils._errors import (
     LivesnapError,
     RefusedError,
@@ -22,16 +23,19 @@ from ansible_collections.livesnap.qemu.plugins.module_utils._store.layout import
 _CHAIN_LIMIT = 30.0
 
 
-def remove_complete(store: Store, guest: str, name: str, apply: bool) -> str:
+def remove_complete(
+    store: Store, guest: str, name: str, apply: bool, gone: Container[str] = ()
+) -> str:
     """Remove one that has its name, if nobody needs it; says so in a sentence.
 
-    What a later snapshot needs of it is merged into that one.
+    What a later snapshot needs of it is merged into that one. gone: those that would be removed
+    before it, where this is a prediction.
     """
     with contextlib.ExitStack() as stack:
         if apply:
             stack.enter_context(chain.locked(store.guest(guest), _CHAIN_LIMIT))
-        above = chain.above(store, guest, name)
-        _refuse(store, guest, name, above)
+        above = [each for each in chain.above(store, guest, name) if each not in gone]
+        _refuse(store, guest, name, above, gone)
         if apply:
             _remove(store, guest, name, above)
     return _said("removed", guest, name, above)
@@ -52,7 +56,9 @@ def _remove(store: Store, guest: str, name: str, above: Sequence[str]) -> None:
     store.discard(folder)
 
 
-def _refuse(store: Store, guest: str, name: str, above: Sequence[str]) -> None:
+def _refuse(
+    store: Store, guest: str, name: str, above: Sequence[str], gone: Container[str] = ()
+) -> None:
     """RefusedError where somebody has the images open, or is going to."""
     subject = f"snapshot '{name}' of guest '{guest}' cannot be removed"
     for each in (name, *above):
@@ -70,6 +76,7 @@ def _refuse(store: Store, guest: str, name: str, above: Sequence[str]) -> None:
                 "wait for its end; livesnap_recover ends one that was cut short",
                 "restore",
             )
+    _refuse_covered(store, guest, name, subject, gone)
     making = chain.needed_in_the_making(store, guest, name)
     if making is not None:
         raise RefusedError(
@@ -77,6 +84,23 @@ def _refuse(store: Store, guest: str, name: str, above: Sequence[str]) -> None:
             "wait for its end; livesnap_recover removes one that was cut short",
             "making",
         )
+
+
+def _refuse_covered(
+    store: Store, guest: str, name: str, subject: str, gone: Container[str]
+) -> None:
+    """QEMU removes a snapshot from inside an image that is written to, and from no other."""
+    folder = store.snapshot(guest, name)
+    disks = outside.read(folder)["disks"] if outside.is_noted(folder) else []
+    inside = [disk["source"]["file"] for disk in disks if disk["scheme"] == Internal.NAME]
+    covered = chain.covered(store, guest) if inside else {}
+    for file in inside:
+        if file in covered and covered[file] not in gone:
+            raise RefusedError(
+                f"{subject}: it is inside '{file}', which snapshot '{covered[file]}' is made of",
+                f"remove snapshot '{covered[file]}' first",
+                "covered",
+            )
 
 
 def clones_of(store: Store, guest: str, name: str) -> list[str]:

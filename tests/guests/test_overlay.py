@@ -19,10 +19,10 @@ from ansible_collections.livesnap.qemu.plugins.module_utils._errors import (
     LivesnapError,
     RefusedError,
 )
-from ansible_collections.livesnap.qemu.plugins.module_utils._store import listing
 from bracket_kit import clean, fault, wait, well
 from lab import DiskSpec, Guest
-from taking import TestStore, helper, verdict
+from overlay_kit import alone, chains, entries, judged
+from taking import TestStore, folder_of, helper, verdict
 
 DISKS = (DiskSpec(), DiskSpec(format="qcow2"))
 
@@ -38,43 +38,6 @@ def pair(make_guest: Callable[..., Guest]) -> Iterator[Guest]:
 
 def take(store: TestStore, guest: Guest, name: str, **options: Any) -> dict[str, Any]:
     return store.take(guest, name, disk_scheme="overlay", **options)
-
-
-def chains(guest: Guest) -> list[list[str]]:
-    """The images that each disk is made of, in QEMU's own words, that which is written to first."""
-    found = []
-    with guest.look() as qmp:
-        for block in qmp.execute("query-block"):
-            image, files = block["inserted"]["image"], []
-            while image:
-                files.append(image["filename"])
-                image = image.get("backing-image")
-            found.append(files)
-    return found
-
-
-def alone(guest: Guest) -> None:
-    """Each disk is its first image; no other file, node or job is there."""
-    assert chains(guest) == [[str(path)] for path in guest.disk_paths]
-    assert [path.name for path in guest.folder.iterdir() if ".livesnap-" in path.name] == []
-    with guest.look() as qmp:
-        nodes = [each["node-name"] for each in qmp.execute("query-named-block-nodes")]
-    assert [name for name in nodes if name.startswith("overlay-")] == []
-    clean(guest)
-
-
-def entries(store: TestStore, guest: Guest) -> dict[str, dict[str, Any]]:
-    """Name -> what is told of a snapshot, all of them whole."""
-    found = listing.list_snapshots(str(store.path), guest.options.name)
-    assert [each["problem"] for each in found if each["problem"]] == []
-    return {each["name"]: each for each in found}
-
-
-def judged(store: TestStore, guest: Guest, name: str, pages: int) -> str:
-    """Whether its RAM and its disks, wherever they are now, are of one instant."""
-    snapshot = entries(store, guest)[name]
-    images = [Path(disk["covered"]) for disk in snapshot["disks"]]
-    return verdict(guest, {"snapshot": snapshot}, pages, images)
 
 
 def start_with(guest: Guest, snapshot: dict[str, Any]) -> None:
@@ -113,10 +76,17 @@ def test_one_instant(pair: Guest, store: TestStore) -> None:
         store.restore(pair, "s1", keep_current=False)
     with pytest.raises(LivesnapError, match="stands on 3 snapshots, as many as max_chain"):
         take(store, pair, "s3", max_chain=3)
+    damaged = folder_of({"snapshot": entries(store, pair)["s1"]}) / "manifest.json"
+    data = damaged.read_bytes()
+    damaged.write_bytes(data + b"\n")
+    with pytest.raises(RefusedError, match="'s1', whose manifest is damaged, is made of"):
+        remove_snapshot(store.spec(pair, "s0"))
+    damaged.write_bytes(data)
     assert verdict(pair, store.take(pair, "copy"), pages) == ""
     for name in ("s2", "s0", "s1"):
         remove_snapshot(store.spec(pair, name))
     alone(pair)
+    clean(pair)
     well(pair)
 
 
@@ -139,6 +109,7 @@ def test_they_go_in_any_order(make_guest: Callable[..., Guest], store: TestStore
             for other in kept:
                 assert judged(store, guest, other, pages) == "", (order, name, other)
         alone(guest)
+        clean(guest)
     well(guest)
 
 
@@ -151,6 +122,7 @@ def test_what_fails_leaves_nothing(pair: Guest, store: TestStore, step: str, act
         wait(lambda: _recover.plan_recovery(str(store.path), "pair"), 20)
         _recover.recover(str(store.path), "pair", helper())
     alone(pair)
+    clean(pair)
     assert list(store.path.iterdir()) == []
     well(pair)
 
@@ -160,7 +132,7 @@ class Cut(BaseException):
 
 
 @pytest.mark.parametrize("place", [
-    (layers, "follow"), (uncover, "_tell"), (overlay, "remove"), (uncover.outside, "note")])
+    (layers, "_follow"), (uncover, "_tell"), (overlay, "remove"), (uncover.outside, "note")])
 def test_a_removal_that_is_cut_short_is_ended(
         pair: Guest, store: TestStore, monkeypatch: pytest.MonkeyPatch,
         place: tuple[Any, str]) -> None:
@@ -185,6 +157,7 @@ def test_a_removal_that_is_cut_short_is_ended(
             assert judged(store, pair, other, pages) == ""
     remove_snapshot(store.spec(pair, "one"))
     alone(pair)
+    clean(pair)
 
 
 def test_of_a_guest_that_is_off(make_guest: Callable[..., Guest], store: TestStore) -> None:
@@ -213,6 +186,7 @@ def test_of_a_guest_that_is_off(make_guest: Callable[..., Guest], store: TestSto
     for name in ("three", "two"):
         remove_snapshot(store.spec(guest, name))
     alone(guest)
+    clean(guest)
     assert guest.counts()["counter"] > counted
 
 
@@ -224,9 +198,11 @@ def test_bitmaps_of_others(pair: Guest, store: TestStore) -> None:
     with pytest.raises(LivesnapError, match=r"bitmaps of others.*: 'theirs'"):
         take(store, pair, "one")
     alone(pair)
+    clean(pair)
     take(store, pair, "one", foreign_bitmaps="ignore")
     remove_snapshot(store.spec(pair, "one"))
     alone(pair)
+    clean(pair)
 
 
 def test_what_cannot_be_covered_is_refused(

@@ -133,7 +133,11 @@ def test_livesnap_clone(prepared: Controller, web1: Guest, store: Path) -> None:
 
 def test_livesnap_recover(prepared: Controller, web1: Guest, store: Path) -> None:
     found = run(prepared, store, examples("modules", "livesnap_recover"))
-    assert [each["recovered"] for each in found.values()] == [[], []]
+    assert [each["recovered"] for each in found.values()] == [[], [], []]
+    flattened = list(found.values())[-1]
+    assert {each.partition(" 'livesnap-")[0] for each in flattened["actions"]} == {
+        "removed dirty bitmap"
+    }
 
 
 def test_livesnap_prune(prepared: Controller, web1: Guest, store: Path) -> None:

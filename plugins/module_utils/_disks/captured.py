@@ -48,7 +48,8 @@ def estimate(subject: Subject, qmp: Connection, chosen: Chosen) -> dict[str, int
 
 def warnings(chosen: Chosen) -> list[str]:
     """What has to be known of the schemes that were chosen. Pure."""
-    return [SCHEMES[name].WARNING for name in by_scheme(chosen) if SCHEMES[name].WARNING]
+    found = (SCHEMES[name].warning(disks) for name, disks in by_scheme(chosen).items())
+    return [warning for warning in found if warning]
 
 
 class CapturedDisks:

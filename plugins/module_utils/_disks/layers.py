@@ -15,12 +15,18 @@ from typing import Any, Mapping, Optional
 from ansible_collections.livesnap.qemu.plugins.module_utils._connection.connection import (
     Connection,
 )
+from ansible_collections.livesnap.qemu.plugins.module_utils._connection.domain import (
+    Domain,
+    as_domain,
+)
+from ansible_collections.livesnap.qemu.plugins.module_utils._disks import domain_layers
 from ansible_collections.livesnap.qemu.plugins.module_utils._errors import (
     LivesnapError,
     QmpCommandError,
     TimedOutError,
 )
-from ansible_collections.livesnap.qemu.plugins.module_utils._guest.disks import FORMATS
+from ansible_collections.livesnap.qemu.plugins.module_utils._guest.disks import FORMATS, device_id
+from ansible_collections.livesnap.qemu.plugins.module_utils._guest.domain_xml import disk_targets
 from ansible_collections.livesnap.qemu.plugins.module_utils._guest.paths import absolute
 
 _POLL = 0.05
@@ -36,9 +42,13 @@ class Layer:
 
 @dataclass(frozen=True)
 class Stack:
-    """What a disk is made of, the image that is written to first. root: the disk's own node."""
+    """What a disk is made of, the image that is written to first. root: the disk's own node.
+
+    target: libvirt's name for the disk, '' for guests that are not libvirt's.
+    """
 
     root: str
+    target: str
     layers: tuple[Layer, ...]
 
     def find(self, file: str) -> Optional[int]:
@@ -60,13 +70,15 @@ def stacks(qmp: Connection) -> list[Stack]:
     # A file has a node of its own below that of its format; where it has no other it is the disk.
     every.sort(key=lambda node: node[0] != "file")
     nodes = {file: name for _driver, file, name in every}
+    targets = disk_targets(qmp.xml()) if isinstance(qmp, Domain) else {}
     found = []
     for block in qmp.execute("query-block"):
         inserted = block.get("inserted")
         if inserted and inserted.get("node-name"):
+            target = targets.get(device_id(str(block.get("qdev", ""))), "")
             files = _files(inserted.get("image", {}), cwd)
             layers = [Layer(nodes.get(file, ""), file) for file in files]
-            found.append(Stack(str(inserted["node-name"]), tuple(layers)))
+            found.append(Stack(str(inserted["node-name"]), target, tuple(layers)))
     return found
 
 
@@ -125,6 +137,11 @@ def merge_down(qmp: Connection, stack: Stack, at: int, job: str, limit: float) -
     seconds; the disk is then as it was.
     """
     upper, lower = stack.layers[at], stack.layers[at + 1]
+    if stack.target:
+        merging = domain_layers.Merging(stack.target, upper.file, lower.file, at == 0)
+        domain_layers.merge(as_domain(qmp), merging, limit)
+        _check_gone(qmp, upper.file)
+        return
     if not upper.node or not lower.node:
         raise LivesnapError(f"QEMU has no node of its own for '{upper.file}' or '{lower.file}'")
     qmp.execute(
@@ -137,19 +154,33 @@ def merge_down(qmp: Connection, stack: Stack, at: int, job: str, limit: float) -
             "auto-dismiss": False,
         },
     )
-    follow(qmp, job, upper.file, limit)
+    _follow(qmp, job, upper.file, limit)
+
+
+def finish_begun(qmp: Connection, over: str, covered: str, job: str, limit: float) -> None:
+    """Wait for the end of a merging that merge_down() began and has not seen the end of, if any."""
+    found = covering(qmp, over, covered)
+    if found is not None and found[0].target:
+        stack, at = found
+        merging = domain_layers.Merging(stack.target, over, covered, at == 0)
+        domain_layers.follow(as_domain(qmp), merging, limit)
+    elif _job(qmp, job) is not None:
+        _follow(qmp, job, over, limit)
+
+
+def _check_gone(qmp: Connection, file: str) -> None:
+    """What libvirt keeps of a job that has ended is nothing: the disk tells how it ended."""
+    if any(stack.find(file) is not None for stack in stacks(qmp)):
+        raise LivesnapError(
+            f"libvirt could not merge '{file}'", "libvirt's log, and that of the guest, say why"
+        )
 
 
 def _job(qmp: Connection, job: str) -> Optional[dict[str, Any]]:
     return next((each for each in qmp.execute("query-jobs") if each["id"] == job), None)
 
 
-def goes_on(qmp: Connection, job: str) -> bool:
-    """Whether QEMU has a job of that name, be it at its end."""
-    return _job(qmp, job) is not None
-
-
-def follow(qmp: Connection, job: str, file: str, limit: float) -> None:
+def _follow(qmp: Connection, job: str, file: str, limit: float) -> None:
     """A merging to its end. A layer that the guest writes to is let go when all of it is below."""
     deadline = time.monotonic() + limit
     completed = False

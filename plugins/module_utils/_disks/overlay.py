@@ -20,11 +20,17 @@ from typing import Any, Mapping, Optional, Sequence
 from ansible_collections.livesnap.qemu.plugins.module_utils._connection.connection import (
     Connection,
 )
+from ansible_collections.livesnap.qemu.plugins.module_utils._connection.domain import (
+    Domain,
+    as_domain,
+)
 from ansible_collections.livesnap.qemu.plugins.module_utils._disks import (
     bitmaps,
+    domain_layers,
     image_file,
     layers,
 )
+from ansible_collections.livesnap.qemu.plugins.module_utils._disks.definition import Definition
 from ansible_collections.livesnap.qemu.plugins.module_utils._disks.leftovers import (
     PREFIX,
     prefix_of,
@@ -67,12 +73,19 @@ class Overlay(Outside):
     )
 
     @classmethod
+    def warning(cls, disks: Sequence[Disk]) -> str:
+        """None of a libvirt domain: libvirt starts it with the new images. Pure."""
+        return "" if all(disk.target for disk in disks) else cls.WARNING
+
+    @classmethod
     def check(cls, subject: Subject, qmp: Connection, disks: Sequence[Disk]) -> None:
         """Refuse what no image can be laid upon beside it, and bitmaps that would stop to count."""
         nodes = bitmaps.of_nodes(qmp)
         stacks = {stack.root: stack for stack in layers.stacks(qmp)}
         for disk in disks:
             why = _why_not(subject, disk)
+            if isinstance(qmp, Domain) and not disk.target:
+                why = "libvirt has no name for it"
             if why:
                 raise _refused(disk, why, "choose scheme 'backup' for it")
             _check_length(subject, disk, stacks[disk.node])
@@ -102,6 +115,8 @@ class Overlay(Outside):
         nodes = bitmaps.of_nodes(qmp)
         for share in self.shares:
             _create(self._path(share), share.disk)
+            if share.disk.target:
+                continue
             qmp.execute(
                 "blockdev-add",
                 {
@@ -120,17 +135,21 @@ class Overlay(Outside):
             )
 
     def actions(self) -> list[dict[str, Any]]:
-        """All disks at once, or none of them."""
+        """All disks at once, or none of them; libvirt takes no transaction."""
         return [
             {
                 "type": "blockdev-snapshot",
                 "data": {"node": share.disk.node, "overlay": self._node(share)},
             }
             for share in self.shares
+            if not share.disk.target
         ]
 
     def commit(self, qmp: Connection, timeout: float) -> None:
-        """The transaction has done it all."""
+        """The disks of a libvirt domain. The transaction has done it all for others."""
+        over = {each.disk.target: self._path(each) for each in self.shares if each.disk.target}
+        if over:
+            domain_layers.cover(as_domain(qmp), over, timeout)
 
     def undo(self, qmp: Connection) -> str:
         """Take out of QEMU what no guest writes to. What one writes to goes with the folder."""
@@ -154,7 +173,10 @@ class Overlay(Outside):
                 layers.merge_down(qmp, stack, at, job_of(whose["id"], over), limit_of(over))
                 layers.forget(qmp, over)
             elif qmp is None:
-                commit_resting(over, covered)
+                with Definition.of(whose) as definition:
+                    commit_resting(over, covered)
+                    if definition is not None:
+                        definition.leave_out(over, covered, entry["format"])
             else:
                 layers.forget(qmp, over)
                 if not _is_empty(over):
@@ -211,7 +233,7 @@ def remove(over: str) -> None:
     with files.as_store_error(f"'{over}' cannot be removed"):
         with contextlib.suppress(FileNotFoundError):
             os.unlink(over)
-        files.sync_folder(Path(over).parent)
+            files.sync_folder(Path(over).parent)
 
 
 def _is_empty(over: str) -> bool:
@@ -232,8 +254,6 @@ def _why_not(subject: Subject, disk: Disk) -> str:
     """Why nothing can be laid upon a disk; ''."""
     if shutil.which("qemu-img") is None:
         return "qemu-img is not installed (qemu-utils)"
-    if disk.target:
-        return "the guest is libvirt's, which has to know of the new image"
     if disk.read_only:
         return "it is read-only"
     if disk.format not in FORMATS:

@@ -92,6 +92,11 @@ class Scheme(ABC):
         self.shares = shares
 
     @classmethod
+    def warning(cls, disks: Sequence[Disk]) -> str:
+        """WARNING, where it is true of one of these disks; ''. Pure."""
+        return cls.WARNING
+
+    @classmethod
     @abstractmethod
     def check(cls, subject: Subject, qmp: Connection, disks: Sequence[Disk]) -> None:
         """RefusedError when these disks cannot be captured like this. Queries only."""

@@ -18,10 +18,12 @@ from ansible_collections.livesnap.qemu.plugins.module_utils._connection.connecti
     Connection,
 )
 from ansible_collections.livesnap.qemu.plugins.module_utils._disks import (
+    image_file,
     layers,
     outside,
     overlay,
 )
+from ansible_collections.livesnap.qemu.plugins.module_utils._disks.definition import Definition
 from ansible_collections.livesnap.qemu.plugins.module_utils._errors import (
     LivesnapError,
     RefusedError,
@@ -70,7 +72,8 @@ def uncover(store: Store, guest: str, name: str) -> None:
             stack.enter_context(chain.locked(each, _LOCK_LIMIT))
         whose = outside.read(folder)
         qmp = stack.enter_context(reached(whose))
-        state = _State.of(folder, qmp)
+        definition = stack.enter_context(Definition.of(whose)) if qmp is None else None
+        state = _State.of(folder, qmp, definition)
         for cover in covers:
             state.go_on(cover, whose["id"])
             state.check(cover)
@@ -88,6 +91,16 @@ def _covers(store: Store, guest: str, folder: Path) -> list[_Cover]:
         if disk["scheme"] == overlay.Overlay.NAME
     ]
     upper = chain.covered(store, guest) if disks else {}
+    noted = _noted(store, guest) if disks else {}
+    for disk in disks:
+        over = disk["overlay"]
+        if over in noted and over not in upper:
+            raise RefusedError(
+                f"snapshot '{noted[over]}', whose manifest is damaged, is made of '{over}', which"
+                " would go",
+                "repair or remove that snapshot first",
+                "damaged_above",
+            )
     return [
         _Cover(disk, store.snapshot(guest, upper[over]) if over in upper else None)
         for disk in disks
@@ -95,41 +108,79 @@ def _covers(store: Store, guest: str, folder: Path) -> list[_Cover]:
     ]
 
 
-class _State:
-    """How far it is. qemu: pid and start time of the guest's QEMU when it began."""
+def _noted(store: Store, guest: str) -> dict[str, str]:
+    """Image -> the snapshot that it is a disk of, of those too whose manifests are damaged."""
+    return {
+        disk["covered"]: name
+        for name in store.entries(guest)[0]
+        for folder in [store.snapshot(guest, name)]
+        if outside.is_noted(folder) and not chain.is_merging(folder)
+        for disk in outside.read(folder)["disks"]
+        if disk.get("covered") is not None
+    }
 
-    def __init__(self, folder: Path, qmp: Optional[Connection], noted: Mapping[str, Any]) -> None:
+
+class _State:
+    """How far it is. qemu: pid and start time of the guest's QEMU when it began.
+
+    committed: what was merged while the guest was off, and its definition may name still.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        qmp: Optional[Connection],
+        definition: Optional[Definition],
+        noted: Mapping[str, Any],
+    ) -> None:
         self._folder = folder
         self._qmp = qmp
+        self._definition = definition
         self._now = None if qmp is None else [qmp.peer_pid, process.start_time(qmp.peer_pid)]
         self._qemu = noted.get("qemu", self._now)
+        self._committed: list[str] = list(noted.get("committed", []))
         self._merged: list[str] = list(noted.get("merged", []))
 
     @classmethod
-    def of(cls, folder: Path, qmp: Optional[Connection]) -> _State:
+    def of(
+        cls, folder: Path, qmp: Optional[Connection], definition: Optional[Definition]
+    ) -> _State:
         """As it was noted, if it has begun before."""
         path = folder / NOTE
-        return cls(folder, qmp, files.read_object(path) if path.exists() else {})
+        noted = files.read_object(path) if path.exists() else {}
+        return cls(folder, qmp, definition, noted)
 
     def begin(self) -> None:
         """From here on the snapshot is none any more."""
+        self._write()
         with files.as_store_error(f"'{self._folder}' cannot be written to"):
-            self._write()
             if not chain.is_merging(self._folder):
                 files.write_json(self._folder / manifest.MERGING, {"into": None})
 
     def _write(self) -> None:
-        files.write_json(self._folder / NOTE, {"qemu": self._qemu, "merged": self._merged})
+        about = {"qemu": self._qemu, "committed": self._committed, "merged": self._merged}
+        with files.as_store_error(f"'{self._folder}' cannot be written to"):
+            files.write_json(self._folder / NOTE, about)
 
     def go_on(self, cover: _Cover, snapshot_id: str) -> None:
         """Wait for a merging that was begun before, and whose end nobody has seen."""
-        job = overlay.job_of(snapshot_id, cover.over)
-        if self._qmp is not None and layers.goes_on(self._qmp, job):
-            layers.follow(self._qmp, job, cover.over, overlay.limit_of(cover.over))
+        if self._qmp is None or not self._has_begun or not Path(cover.over).exists():
+            return
+        job, limit = overlay.job_of(snapshot_id, cover.over), overlay.limit_of(cover.over)
+        layers.finish_begun(self._qmp, cover.over, cover.covered, job, limit)
 
     def check(self, cover: _Cover) -> None:
         """RefusedError where it cannot be merged as things are."""
-        if self._is_merged(cover) or self._live(cover) is not None:
+        if self._is_merged(cover):
+            return
+        inside = image_file.look(cover.over, overlay.FORMAT).get("snapshots")
+        if inside:
+            raise RefusedError(
+                f"'{cover.over}' has {len(inside)} snapshots inside, which would go with it",
+                f"remove them first, such as '{inside[-1]['name']}' (scheme internal)",
+                "snapshots_inside",
+            )
+        if self._live(cover) is not None:
             return
         if self._qmp is not None and self._runs_on(cover.covered):
             raise RefusedError(
@@ -138,7 +189,7 @@ class _State:
                 f"start it with '{cover.over}', or remove that if what it has is not wanted",
                 "covered_in_use",
             )
-        if cover.upper is None:
+        if cover.upper is None and not self._is_started_with(cover.over):
             where = "the guest is off" if self._qmp is None else "no disk of the guest has it now"
             raise RefusedError(
                 f"a guest is started with '{cover.over}', which would go, and {where}",
@@ -154,20 +205,34 @@ class _State:
                 job, limit = overlay.job_of(snapshot_id, cover.over), overlay.limit_of(cover.over)
                 layers.merge_down(self._qmp, *found, job, limit)
             else:
-                overlay.commit_resting(cover.over, cover.covered)
-                _stand_on(cover)
+                self._commit_resting(cover)
         if self._qmp is not None:
             layers.forget(self._qmp, cover.over)
         self._merged.append(cover.over)
-        with files.as_store_error(f"'{self._folder}' cannot be written to"):
-            self._write()
+        self._write()
         _tell(cover)
         overlay.remove(cover.over)
+
+    def _commit_resting(self, cover: _Cover) -> None:
+        overlay.commit_resting(cover.over, cover.covered)
+        if cover.upper is not None:
+            _stand_on(cover)
+        self._committed.append(cover.over)
+        self._write()
+        if self._definition is not None:
+            self._definition.leave_out(cover.over, cover.covered, cover.disk["format"])
+
+    def _is_started_with(self, file: str) -> bool:
+        return self._definition is not None and self._definition.starts_with(file)
 
     def _live(self, cover: _Cover) -> Optional[tuple[layers.Stack, int]]:
         if self._qmp is None:
             return None
         return layers.covering(self._qmp, cover.over, cover.covered)
+
+    @property
+    def _has_begun(self) -> bool:
+        return (self._folder / NOTE).exists()
 
     def _runs_on(self, file: str) -> bool:
         if self._qmp is None:
@@ -177,11 +242,12 @@ class _State:
     def _is_merged(self, cover: _Cover) -> bool:
         if cover.over in self._merged or not Path(cover.over).exists():
             return True
-        # The same QEMU that had it as a layer when this began has it no more.
+        if self._qmp is None:
+            return cover.over in self._committed and self._is_started_with(cover.covered)
+        # The same QEMU that had it as a layer when this began has it no more, or one that was
+        # started since then with the image that all of it had been merged into.
         return (
-            (self._folder / NOTE).exists()
-            and self._qemu == self._now
-            and self._now is not None
+            ((self._has_begun and self._qemu == self._now) or cover.over in self._committed)
             and self._live(cover) is None
             and self._runs_on(cover.covered)
         )

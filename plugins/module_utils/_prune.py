@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timezone, tzinfo
-from typing import Any, Mapping, Optional
+from typing import Any, Mapping, Optional, Sequence
 
 from ansible_collections.livesnap.qemu.plugins.module_utils import _deps, _recover, _remove
 from ansible_collections.livesnap.qemu.plugins.module_utils._changes import Changes
@@ -150,16 +150,20 @@ def read(request: PruneRequest, store: Store, condition: Any) -> Found:
         clones = (rundir.root() / "clone" / guest).is_dir()
         sizes: dict[str, int] = {}
         bases: set[str] = set()
+        manifests: dict[str, dict[str, Any]] = {}
         for info, fields in listing.of_guest(store, guest):
             if fields is not None and (newest is None or newest["created"] < fields["created"]):
                 newest = fields
-            standing = _remove.clones_of(store, guest, info["name"]) if clones else []
-            held = f"clones stand on it: {', '.join(standing)}" if standing else ""
+            if fields is not None and clones:
+                manifests[info["name"]] = fields
             wanted = info["complete"] and _is_wanted(condition, request.when, info)
-            facts.append(snapshot_of(info, wanted=wanted, held=held))
+            facts.append(snapshot_of(info, wanted=wanted))
             found.told[facts[-1].key] = {"id": info["id"], "created": info["created"]}
             sizes[info["name"]] = sum(disk["stored_bytes"] for disk in info["disks"])
             bases |= chain.bases(info)
+        if clones:
+            uppers = chain.uppers(manifests)
+            facts = [replace(each, held=_held(store, guest, each.name, uppers)) for each in facts]
         found.merged.update((f"{guest}/{name}", sizes[name]) for name in bases & set(sizes))
         why = why_gone(newest) if newest is not None else ""
         if why:
@@ -168,6 +172,18 @@ def read(request: PruneRequest, store: Store, condition: Any) -> Found:
                 facts = [replace(each, held=f"its guest is gone: {why}") for each in facts]
         found.facts.update((each.key, each) for each in facts)
     return found
+
+
+def _held(
+    store: Store, guest: str, name: str, uppers: Mapping[str, Sequence[str]]
+) -> str:
+    """Why clones keep a snapshot from going; ''. Those on what stands on it do, too."""
+    for each in (name, *chain.all_above(uppers, name)):
+        standing = _remove.clones_of(store, guest, each)
+        if standing:
+            via = "" if each == name else f" (by snapshot '{each}')"
+            return f"clones stand on it{via}: {', '.join(standing)}"
+    return ""
 
 
 def _is_wanted(condition: Any, expression: str, info: dict[str, Any]) -> bool:
@@ -237,7 +253,8 @@ class _Run:
             action = _remove.remove_complete(self.store, each.guest, each.name, apply)
         except LivesnapError as err:
             # Another prune may have been faster.
-            if not isinstance(err.__cause__, FileNotFoundError):
+            missing = isinstance(err.__cause__, FileNotFoundError)
+            if not missing or self.store.exists(each.guest, each.name):
                 self._failed(each, str(err))
             return
         self.removed.add(each.key)

@@ -12,12 +12,13 @@ import subprocess
 import threading
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from ansible_collections.livesnap.qemu.plugins.module_utils._store import listing
 from ansible_collections.livesnap.qemu.plugins.module_utils._store.layout import Store
 from dying import die_at
-from lab import Guest, disk_state
+from lab import DiskSpec, Guest, disk_state
 from taking import TestStore, as_module, folder_of, helper, images_of, verdict
 
 
@@ -29,16 +30,29 @@ def names(store: TestStore, guest: Guest) -> list[str]:
     return Store(str(store.path)).entries(guest.options.name)[0]
 
 
+def judged(store: TestStore, guest: Guest, name: str, pages: int) -> str:
+    """verdict() of its increment, and of its layer wherever that is now."""
+    place = Store(str(store.path))
+    found = listing.look(place, guest.options.name, name)
+    copied, layer = found["disks"]
+    images = [folder_of({"snapshot": found}) / copied["file"], Path(layer["covered"])]
+    return verdict(guest, {"snapshot": found}, pages, images)
+
+
 def test_what_is_kept_restores_and_verifies(store: TestStore) -> None:
-    with Guest(name="pruned", memory=192, rest=0, buffer=0) as guest:
+    """RAM, a disk of increments, and one of layers."""
+    disks = (DiskSpec(), DiskSpec())
+    with Guest(name="pruned", memory=192, rest=0, buffer=0, disks=disks) as guest:
         pages = guest.witness()["pages"]
+        layers = {"freeze": "never", "disks": [{"match": "disk1", "scheme": "overlay"}]}
+        alone = {**layers, "disks": [{"match": "disk1", "scheme": "none"}]}
         taken = {
-            "first": store.take(guest, "first", freeze="never"),
-            "audit": store.take(guest, "audit", freeze="never", labels=["audit"]),
-            "torn": store.take(guest, "torn", freeze="never", memory=False, max_chain=0),
-            "third": store.take(guest, "third", freeze="never"),
-            "pinned": store.take(guest, "pinned", freeze="never", pinned=True),
-            "frozen": store.take(guest, "frozen"),
+            "first": store.take(guest, "first", **layers),
+            "audit": store.take(guest, "audit", **layers, labels=["audit"]),
+            "torn": store.take(guest, "torn", **alone, memory=False, max_chain=0),
+            "third": store.take(guest, "third", **layers),
+            "pinned": store.take(guest, "pinned", **layers, pinned=True),
+            "frozen": store.take(guest, "frozen", disks=layers["disks"]),
         }
         torn = folder_of(taken["torn"]) / "manifest.json"
         torn.write_bytes(torn.read_bytes() + b"\n")
@@ -47,7 +61,7 @@ def test_what_is_kept_restores_and_verifies(store: TestStore) -> None:
         making = threading.Thread(
             target=lambda: taken.update(
                 last=store.take(
-                    guest, "last", freeze="never", compression="none", bandwidth=24 << 20
+                    guest, "last", **layers, compression="none", bandwidth=24 << 20
                 )
             )
         )
@@ -85,7 +99,7 @@ def test_what_is_kept_restores_and_verifies(store: TestStore) -> None:
             subprocess.run(
                 [helper(), "verify", str(folder)], check=True, capture_output=True, timeout=120
             )
-            assert verdict(guest, taken[name], pages) == ""
+            assert judged(store, guest, name, pages) == ""
         boot = guest.counts()["boot"]
         for name in kept[:2]:
             with store.clone(guest, name) as clone:
@@ -101,6 +115,7 @@ def test_what_is_kept_restores_and_verifies(store: TestStore) -> None:
     gone = store.prune(keep_labels=["none"], allow_empty=True)
     assert [each["guest"] for each in gone["gone"]] == ["pruned"]
     assert names(store, guest) == ["last", "pinned", "torn"]
+    # Its layers are gone with the guest.
     store.prune(keep_labels=["none"], allow_empty=True, gone="prune")
     assert names(store, guest) == ["pinned", "torn"]
 

@@ -108,18 +108,27 @@ def above(store: Store, guest: str, name: str) -> list[str]:
 
     One whose files are not sound counts too: it may be repaired.
     """
-    known = dict(_linked(store, guest))
+    return all_above(uppers(dict(_linked(store, guest))), name)
+
+
+def uppers(known: Mapping[str, Mapping[str, Any]]) -> dict[str, list[str]]:
+    """Snapshot -> those that stand right on it, by the manifests of all of a guest's. Pure."""
     cover = _covered(known)
-    standing: dict[str, list[str]] = {}
+    found: dict[str, list[str]] = {}
     for each, fields in known.items():
         for base in bases(fields):
-            standing.setdefault(base, []).append(each)
+            found.setdefault(base, []).append(each)
         for disk in fields["disks"]:
             if disk.get("overlay") in cover:
-                standing.setdefault(each, []).append(cover[disk["overlay"]])
+                found.setdefault(each, []).append(cover[disk["overlay"]])
+    return found
+
+
+def all_above(right_above: Mapping[str, Sequence[str]], name: str) -> list[str]:
+    """Those that stand on a snapshot, right on it or on others, the nearest first. Pure."""
     found = [name]
     for each in found:
-        found += [upper for upper in dict.fromkeys(standing.get(each, ())) if upper not in found]
+        found += [up for up in dict.fromkeys(right_above.get(each, ())) if up not in found]
     return found[1:]
 
 

@@ -77,9 +77,17 @@ options:
       - A dirty bitmap in the guest's QEMU counts what is written. A qcow2 image keeps it when QEMU ends; of a raw one
         the first copy after that is full. So is one where anything is in doubt, and RV(snapshot.disks[].full_because) says why.
       - A snapshot that others stand on can be removed like any other. While a disk has the bitmap, QEMU refuses C(loadvm).
-      - By scheme V(overlay), how many snapshots a disk may stand on. The next one after that many is refused; with 0 none is.
+      - By scheme V(overlay), how many snapshots a disk may stand on; O(when_chain_full) says what becomes of the next one after that
+        many. With 0 there is no such number.
     type: int
     default: 16
+  when_chain_full:
+    description:
+      - What becomes of a snapshot by scheme V(overlay) when a disk stands on O(max_chain) of them. With V(merge) it is taken, then the oldest
+        one that is not pinned is B(removed), and what covers its image is merged into that.
+    type: str
+    choices: [refuse, merge]
+    default: refuse
   foreign_bitmaps:
     description:
       - What becomes of a disk by scheme V(overlay) whose image keeps dirty bitmaps that are not of this collection. They do not

@@ -95,6 +95,7 @@ SNAPSHOT: tuple[Option, ...] = (
     DISKS,
     DISK_COMMANDS,
     Option("max_chain", "int", 16),
+    Option("when_chain_full", "str", "refuse", ("refuse", "merge")),
     Option("foreign_bitmaps", "str", "refuse", ("refuse", "ignore")),
     Option("disk_bandwidth", "bytes", 0),
     Option("disk_compression", "str", "none", ("none", "zlib", "zstd")),

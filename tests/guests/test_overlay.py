@@ -12,7 +12,10 @@ from typing import Any
 
 import pytest
 from ansible_collections.livesnap.qemu.plugins.module_utils import _recover
-from ansible_collections.livesnap.qemu.plugins.module_utils._bracket.api import remove_snapshot
+from ansible_collections.livesnap.qemu.plugins.module_utils._bracket.api import (
+    plan_snapshot,
+    remove_snapshot,
+)
 from ansible_collections.livesnap.qemu.plugins.module_utils._disks import layers, overlay, uncover
 from ansible_collections.livesnap.qemu.plugins.module_utils._disks.overlay import Overlay
 from ansible_collections.livesnap.qemu.plugins.module_utils._errors import (
@@ -188,6 +191,28 @@ def test_of_a_guest_that_is_off(make_guest: Callable[..., Guest], store: TestSto
     alone(guest)
     clean(guest)
     assert guest.counts()["counter"] > counted
+
+
+def test_the_oldest_goes_when_the_chain_is_full(pair: Guest, store: TestStore) -> None:
+    bare: dict[str, Any] = {"memory": False}
+    for name in ("s0", "s1", "s2"):
+        take(store, pair, name, **bare, max_chain=3, pinned=name == "s0")
+    full = {"disk_scheme": "overlay", "max_chain": 3, "when_chain_full": "merge"}
+    planned = plan_snapshot(store.spec(pair, "s3", **bare, **full))
+    assert sorted(entries(store, pair)) == ["s0", "s1", "s2"]
+    taken = store.take(pair, "s3", **bare, **full)
+    assert taken["actions"] == planned["actions"]
+    assert "removed snapshot 's1'" in taken["actions"][1]
+    assert sorted(entries(store, pair)) == ["s0", "s2", "s3"]
+    assert [len(files) for files in chains(pair)] == [4, 4]
+    alone_left = store.take(pair, "s4", **bare, **{**full, "max_chain": 1})
+    assert sorted(entries(store, pair)) == ["s0", "s4"]
+    assert any("2 snapshots, more than max_chain 1: the older" in each
+               for each in alone_left["warnings"])
+    for name in ("s4", "s0"):
+        remove_snapshot(store.spec(pair, name))
+    alone(pair)
+    clean(pair)
 
 
 def test_bitmaps_of_others(pair: Guest, store: TestStore) -> None:

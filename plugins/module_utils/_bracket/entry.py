@@ -15,6 +15,7 @@ from typing import Any, Optional
 
 from ansible_collections.livesnap.qemu.plugins.module_utils import _recover, _remove
 from ansible_collections.livesnap.qemu.plugins.module_utils._bracket import (
+    full,
     off,
     off_run,
     preflight,
@@ -278,7 +279,10 @@ def take_new(
             if not run.problems:
                 run.rundir.remove()
         log(spec.guest, run.id, f"snapshot '{spec.name}' is complete")
-    return result(snapshot, _taken(spec), recovered, run.warnings, _APPEARS)
+    covered = [disk["covered"] for disk in snapshot["disks"] if disk["covered"] is not None]
+    merged, said = full.merge_oldest(spec, store, covered, True)
+    warnings = [*run.warnings, *said]
+    return result(snapshot, [*_taken(spec), *merged], recovered, warnings, _APPEARS)
 
 
 def plan_take(spec: SnapshotSpec) -> dict[str, Any]:
@@ -307,7 +311,9 @@ def plan_take(spec: SnapshotSpec) -> dict[str, Any]:
         return unless_disks(spec) or result(predicted, _taken_off(spec), left, [], _APPEARS)
     with spec.address.connect() as qmp:
         plan = preflight.examine(spec, spec.address, qmp, process, touch=False)
-    return result(preflight.predicted(spec, plan), _taken(spec), left, plan.warnings, _APPEARS)
+    merged, said = full.merge_oldest(spec, store, plan.covered, False)
+    snapshot, warnings = preflight.predicted(spec, plan), [*plan.warnings, *said]
+    return result(snapshot, [*_taken(spec), *merged], left, warnings, _APPEARS)
 
 
 def remove(spec: SnapshotSpec, apply: bool) -> dict[str, Any]:

@@ -19,6 +19,7 @@ from ansible_collections.livesnap.qemu.plugins.module_utils._connection.connecti
     Connection,
 )
 from ansible_collections.livesnap.qemu.plugins.module_utils._disks import captured
+from ansible_collections.livesnap.qemu.plugins.module_utils._disks.overlay import Overlay
 from ansible_collections.livesnap.qemu.plugins.module_utils._disks.scheme import Subject
 from ansible_collections.livesnap.qemu.plugins.module_utils._disks.select import Selection, select
 from ansible_collections.livesnap.qemu.plugins.module_utils._disks.table import SCHEMES
@@ -61,6 +62,11 @@ class Plan:
     def node_disks(self) -> list[Any]:
         """The disks that are captured, in QEMU's order."""
         return [disk for disk, _scheme in self.selection.chosen]
+
+    @property
+    def covered(self) -> list[str]:
+        """The images that are to be covered by new ones."""
+        return [disk.file for disk, scheme in self.selection.chosen if scheme == Overlay.NAME]
 
 
 def guest_uuid(facts: GuestFacts) -> Optional[str]:
@@ -152,6 +158,7 @@ def subject(spec: SnapshotSpec, process: QemuProcess) -> Subject:
         process,
         commands=spec.disk_commands,
         max_chain=spec.max_chain,
+        when_chain_full=spec.when_chain_full,
         bandwidth=spec.disk_bandwidth,
         compression=spec.disk_compression,
         foreign_bitmaps=spec.foreign_bitmaps,

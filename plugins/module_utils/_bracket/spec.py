@@ -41,6 +41,7 @@ class SnapshotSpec:
     disks: list[dict[str, str]] = field(default_factory=list)
     disk_commands: Optional[dict[str, Any]] = None
     max_chain: int = 16
+    when_chain_full: str = "refuse"
     foreign_bitmaps: str = "refuse"
     #: bytes per second; 0 is unlimited
     disk_bandwidth: int = 0

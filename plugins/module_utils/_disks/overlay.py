@@ -53,6 +53,8 @@ from ansible_collections.livesnap.qemu.plugins.module_utils._run import run_boun
 from ansible_collections.livesnap.qemu.plugins.module_utils._store import files, names
 
 FORMAT = "qcow2"
+#: The choice of option when_chain_full by which the oldest snapshot goes (_bracket/full.py).
+MERGE = "merge"
 #: Seconds that making an empty image may take.
 _QEMU_IMG_LIMIT = 60.0
 #: Seconds that looking at one may take.
@@ -274,11 +276,11 @@ def _why_not(subject: Subject, disk: Disk) -> str:
 def _check_length(subject: Subject, disk: Disk, stack: layers.Stack) -> None:
     """As option max_chain says: each image that covers another is one to look through."""
     count = sum(names.is_layer(layer.file) for layer in stack.layers)
-    if 0 < subject.max_chain <= count:
+    if subject.when_chain_full != MERGE and 0 < subject.max_chain <= count:
         raise _refused(
             disk,
             f"it stands on {count} snapshots, as many as max_chain allows",
-            "remove some of them (livesnap_prune), or set max_chain",
+            "remove some of them (livesnap_prune), or set max_chain or when_chain_full",
         )
 
 

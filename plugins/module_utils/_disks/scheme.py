@@ -28,6 +28,8 @@ class Subject:
     commands: Optional[Mapping[str, Any]] = None
     #: Option max_chain.
     max_chain: int = 0
+    #: Option when_chain_full.
+    when_chain_full: str = "refuse"
     #: Option disk_bandwidth: bytes a second for all disks together, 0 is unlimited.
     bandwidth: int = 0
     #: Option disk_compression.

@@ -147,6 +147,22 @@ def overlays(store: Store, guest: str) -> dict[str, str]:
     }
 
 
+def below(store: Store, guest: str, image: str) -> list[str]:
+    """The snapshots by scheme overlay whose layers an image stands on, the nearest first."""
+    known = dict(_linked(store, guest))
+    layers = {
+        disk["overlay"]: (name, disk["covered"])
+        for name, fields in known.items()
+        for disk in fields["disks"]
+        if disk.get("overlay") is not None
+    }
+    found: list[str] = []
+    while image in layers and layers[image][0] not in found:
+        name, image = layers[image]
+        found.append(name)
+    return found
+
+
 def _covered(known: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
     return {
         disk["covered"]: name

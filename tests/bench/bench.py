@@ -28,6 +28,7 @@ import layout  # noqa: E402
 layout.link_collection()
 sys.path[:0] = [str(REPO), str(layout.COLLECTIONS)]
 
+import disks  # noqa: E402
 import engines  # noqa: E402
 import kindness  # noqa: E402
 import report  # noqa: E402
@@ -41,7 +42,7 @@ from taking import TestStore  # noqa: E402
 #: How much is written to know how fast the store is.
 STORE_SAMPLE = 1 * GIB
 #: name -> (what measures it, rounds)
-OTHERS = {**kindness.KINDNESS, "retention": (retention.retention, 3)}
+OTHERS = {**kindness.KINDNESS, "disks": (disks.disks, 9), "retention": (retention.retention, 3)}
 
 
 def store_rate(folder: Path) -> float:

@@ -17,6 +17,7 @@ from ansible_collections.livesnap.qemu.plugins.module_utils._clone.clone import 
     plan_clone,
 )
 from ansible_collections.livesnap.qemu.plugins.module_utils._errors import LivesnapError
+from bracket_kit import clean, well
 from lab import DiskSpec, Domain, DomainReach, Guest, Libvirtd
 from layout import REPO
 from taking import (
@@ -56,6 +57,25 @@ def newer(trixie: Path) -> Iterator[str]:
         shutil.rmtree(folder)
 
 
+def by_qemu_itself(guest: Guest, store: TestStore, pages: int) -> None:
+    """Engine qemu, which leaves it to us to let the guest go on; one that is paused stays so."""
+    result = store.take(guest, "running", engine="qemu")
+    assert result["snapshot"]["engine"] == "qemu"
+    assert verdict(guest, result, pages) == ""
+    well(guest)
+    clean(guest)
+    boot = guest.counts()["boot"]
+    with store.clone(guest, "running") as clone:
+        assert clone.counts(limit=30.0)["boot"] == boot
+    with guest.look() as qmp:
+        qmp.execute("stop")
+        assert verdict(guest, store.take(guest, "paused", engine="qemu"), pages) == ""
+        assert qmp.execute("query-status")["status"] == "paused"
+        qmp.execute("cont")
+    well(guest)
+    clean(guest)
+
+
 @pytest.mark.parametrize(("machine", "type_there"), [
     ("q35", "pc-q35-10.0"), ("pc", "pc-i440fx-10.0")])
 def test_a_guest_of_qemu_10(
@@ -71,6 +91,8 @@ def test_a_guest_of_qemu_10(
         with store.clone(guest, "one") as clone:
             assert clone.counts()["boot"] == boot
         guest.counts()
+        if machine == "pc":
+            by_qemu_itself(guest, store, pages)
     # An older QEMU in its place is named before anything is made.
     older = shutil.which("qemu-system-x86_64")
     assert older is not None

@@ -123,7 +123,7 @@ def protect(run: Run) -> None:
 
 def make_devices(run: Run) -> None:
     """The file of the device state, in QEMU's hands before the pause."""
-    if run.capture is None or run.capture.resumes:
+    if run.capture is None or run.capture.saves_devices:
         return
     path = run.place() / DEVICES
     flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -138,7 +138,7 @@ def save_devices(run: Run) -> None:
     if run.capture is None:
         return
     run.attempts += 1
-    if run.capture.resumes:
+    if run.capture.saves_devices:
         return
     # QEMU's descriptor shares our file offset.
     os.ftruncate(run.devices_fd, 0)

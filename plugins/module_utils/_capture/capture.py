@@ -61,7 +61,9 @@ class Capture(ABC):
 
     #: Whether the guest has to stand still from protect() until copied().
     holds = False
-    #: Whether arm() also saves device state, and lets the guest go on.
+    #: Whether arm() also saves device state.
+    saves_devices = False
+    #: Whether arm() also lets the guest go on.
     resumes = False
 
     def __init__(self, config: CaptureConfig, facts: GuestFacts) -> None:

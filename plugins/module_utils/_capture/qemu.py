@@ -3,9 +3,10 @@
 """Engine qemu: QEMU's own `background-snapshot`, for guests that the helper cannot attach to.
 
 A migration of the stopped guest, with that capability, into a file (spool.py): QEMU saves device
-state, protects RAM, lets the guest go on by itself, and writes RAM and then device state. Up to 8.0
-a migration that fails or is cancelled leaves the guest's RAM protected and its monitor dead; so it
-is never cancelled, and the file cannot fail. `livesnap-helper convert` makes RAM image and device
+state, protects RAM, and writes RAM and then device state. Before 9.0 it lets the guest go on by
+itself; from then on it leaves that to whoever stopped it. Up to 8.0 a migration that fails or is
+cancelled leaves the guest's RAM protected and its monitor dead; so it is never cancelled, and the
+file cannot fail. `livesnap-helper convert` makes RAM image and device
 state of it.
 """
 
@@ -70,19 +71,16 @@ def _own_reasons(facts: GuestFacts) -> list[Reason]:
     found = []
     if facts.domain_xml is not None:
         found.append(
-            Reason("libvirt", "QEMU lets the guest go on by itself, behind libvirt's back")
+            Reason("libvirt", "QEMU would migrate, and may let it go on, behind libvirt's back")
         )
-    if not facts.running and facts.status == "paused":
+    if not facts.running and facts.status == "paused" and _goes_on(facts):
         found.append(Reason("paused", "QEMU would let the guest go on, and it is paused"))
-    if _version(facts) >= _LEAVES_IT_STOPPED:
-        found.append(
-            Reason(
-                "qemu_version",
-                f"QEMU {facts.qemu_version} does not tell when the guest may go on; before 9.0 it"
-                " lets it go on by itself",
-            )
-        )
     return found
+
+
+def _goes_on(facts: GuestFacts) -> bool:
+    """Whether QEMU lets a guest go on that was stopped before. Pure."""
+    return _version(facts) < _LEAVES_IT_STOPPED
 
 
 def _asked(subject: Subject) -> list[Reason]:
@@ -182,11 +180,12 @@ def put_back(qmp: Connection, limit: float) -> bool:
 class QemuCapture(Capture):
     """Lets QEMU write a stream, and makes a snapshot of it."""
 
-    resumes = True
+    saves_devices = True
 
     def __init__(self, config: CaptureConfig, facts: GuestFacts) -> None:
         """Nothing happens yet."""
         super().__init__(config, facts)
+        self.resumes = _goes_on(facts)
         self._spool: Optional[Spool] = None
         self._fd_name = ""
         self._switched = False
@@ -210,20 +209,29 @@ class QemuCapture(Capture):
         """QEMU knows its memory."""
 
     def arm(self, timeout: float) -> bool:
-        """The instant: device state saved, RAM protected, and the guest goes on."""
+        """The instant: device state saved, RAM protected, and the guest goes on or may do so."""
         qmp = self._config.connect(2.0)
         self._began = time.monotonic()
         end = self._began + timeout
         qmp.execute("migrate", {"uri": f"fd:{self._fd_name}"}, timeout)
         self._fd_name = ""
-        while not qmp.execute("query-status")["running"]:
-            self._not_failed(status_of(qmp))
+        while not self._is_armed(qmp):
             if time.monotonic() > end:
                 raise TimedOutError(f"QEMU did not protect its RAM within {timeout:g} s")
             time.sleep(_POLL_PAUSED)
         self.arm_ms = (time.monotonic() - self._began) * 1000
         self.armed = True
         return True
+
+    def _is_armed(self, qmp: Connection) -> bool:
+        """`active` alone says nothing. The first page is written when all of RAM is protected, and
+        QEMU has put the guest's state back, by the answer to this question at the latest."""
+        said = status_of(qmp)
+        self._not_failed(said)
+        if self.resumes:
+            return bool(qmp.execute("query-status")["running"])
+        ram = said.get("ram", {})
+        return int(ram.get("normal", 0)) + int(ram.get("duplicate", 0)) > 0
 
     @staticmethod
     def _not_failed(said: dict[str, Any]) -> None:

@@ -13,7 +13,7 @@ options:
     description:
       - How RAM is captured.
       - V(uffd) write-protects it from outside of QEMU, and the guest runs on while it is copied.
-      - V(qemu) lets QEMU do so itself (its background-snapshot), from 6.0 to 8.2, for guests with a QMP socket that the
+      - V(qemu) lets QEMU do so itself (its background-snapshot), from 6.0 on, for guests with a QMP socket that the
         helper cannot attach to (a debugger has them). Their writes wait longer, and the stream that QEMU writes takes as much
         memory as they have RAM, or room in O(store). QEMU up to 8.0 does not survive that storage under it fails.
       - V(pause) copies it while the guest stands still, into O(staging) as far as that has room; it needs O(allow_pause).

@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import xml.etree.ElementTree as ET
 from collections.abc import Iterator
 from pathlib import Path
@@ -157,6 +158,33 @@ def test_a_removal_that_is_cut_short_is_ended(
         recover(store)
     followed(domain, 2)
     remove(store, domain, "one")
+    back(domain)
+
+
+def test_libvirtd_dies_while_it_merges(
+        domain: Domain, store: TestStore, pages: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a layer below and of the one that is written to; QEMU goes on with its job."""
+    for name in ("one", "two"):
+        take(store, domain, name)
+    libvirtd = domain.libvirtd
+
+    def dies(*_given: object) -> NoReturn:
+        assert libvirtd.pid is not None
+        os.kill(libvirtd.pid, signal.SIGKILL)
+        os._exit(1)
+
+    for name, left in (("one", 2), ("two", 1)):
+        with monkeypatch.context() as patch:
+            patch.setattr(domain_layers, "follow", dies)
+            with pytest.raises(EOFError):
+                remove(store, domain, name)
+        libvirtd.kill()
+        libvirtd.start()
+        (said,) = recover(store)
+        assert said.startswith(f"finished removing snapshot '{name}' of guest 'covered'")
+        followed(domain, left)
+        if left > 1:
+            assert judged(store, domain, "two", pages) == ""
     back(domain)
 
 

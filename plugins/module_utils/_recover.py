@@ -43,7 +43,7 @@ from ansible_collections.livesnap.qemu.plugins.module_utils._helper import run_o
 from ansible_collections.livesnap.qemu.plugins.module_utils._restore import undo as restore_undo
 from ansible_collections.livesnap.qemu.plugins.module_utils._store import listing, rundir
 from ansible_collections.livesnap.qemu.plugins.module_utils._store.layout import Store
-from ansible_collections.livesnap.qemu.plugins.module_utils._store.locks import GuestLock, is_held
+from ansible_collections.livesnap.qemu.plugins.module_utils._store.locks import GuestLock
 
 #: How long a guard that still works is waited for. Seconds.
 _GUARD_LIMIT = 20.0
@@ -83,9 +83,8 @@ def recover(store: str, guest: Optional[str] = None, helper: str = "") -> list[s
     said: list[str] = []
     failed: list[str] = []
     for run, owner in abandoned(guest):
-        if is_held(run.key):
-            continue
         try:
+            # Threads of one that was killed may hold its lock for a moment longer.
             with GuestLock.acquire(run.key, _about(owner), 1.0):
                 said += undo_run(run, owner)
         except TimedOutError:
@@ -125,7 +124,7 @@ def recover_for(store: Store, guest: str, key: str, helper: str) -> list[str]:
     for run, owner in abandoned(None):
         if run.key == key:
             said += undo_run(run, owner)
-        elif owner.get("guest") == guest and not is_held(run.key):
+        elif owner.get("guest") == guest:
             with contextlib.suppress(TimedOutError):
                 with GuestLock.acquire(run.key, _about(owner), 1.0):
                     said += undo_run(run, owner)

@@ -404,7 +404,7 @@ snapshot:
           type: str
           sample: /srv/guests/web1.qcow2
         overlay:
-          description: The image that the guest writes to since the snapshot. Null of other schemes than V(overlay).
+          description: The image that the guest writes to since the snapshot. Null of other schemes than V(overlay), and after a restore in place.
           type: str
           sample: /srv/guests/web1.qcow2.livesnap-1a2b3c4d.qcow2
         base:

@@ -7,7 +7,7 @@ from __future__ import annotations
 import os
 import signal
 import xml.etree.ElementTree as ET
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -34,6 +34,7 @@ from bracket_kit import fault, wait
 from lab import DiskSpec, Domain, DomainReach, Libvirtd
 from overlay_kit import alone, chains, entries, judged
 from taking import TestStore, as_module, helper
+from test_restore_libvirt import is_at, mark
 
 
 @pytest.fixture(scope="module")
@@ -225,6 +226,58 @@ def test_flattened(domain: Domain, store: TestStore) -> None:
     said = as_module(lambda: list(flatten(str(store.path), "covered", reach, apply=True)))
     assert len(said) == 2
     back(domain)
+
+
+def bare(store: TestStore, domain: Domain) -> list[str]:
+    """Snapshots whose disks nothing covers."""
+    return sorted(name for name, snapshot in entries(store, domain).items()
+                  if any(disk["covered"] and not disk["overlay"] for disk in snapshot["disks"]))
+
+
+def test_it_goes_back_in_place(make_domain: Callable[..., Domain], store: TestStore) -> None:
+    """The disks become images that stand on nothing, and the layers are the snapshots' alone."""
+    domain = make_domain(name="back", memory=128, disks=(DiskSpec(), DiskSpec(format="qcow2")))
+    pages, boot = domain.witness()["pages"], domain.counts()["boot"]
+    names = ("s0", "s1", "s2")
+    marked = []
+    for name in names:
+        marked.append(mark(domain, name))
+        take(store, domain, name)
+    with fault("restore-put", "RAISE"), pytest.raises(LivesnapError, match="goes on where it"):
+        store.restore(domain, "s0")
+    is_at(domain, boot, marked[2])
+    for name in set(entries(store, domain)) - set(names):
+        remove(store, domain, name)
+    followed(domain, 4)
+    assert bare(store, domain) == []
+    for number, name in enumerate(("s0", "s1")):
+        result = store.restore(domain, name, keep_current=number == 0)
+        is_at(domain, boot, marked[number])
+        # The first layers' names stay, and nothing lies below them.
+        followed(domain, 1)
+        assert bare(store, domain) == ["s2"]
+        assert [judged(store, domain, each, pages) for each in names] == [""] * 3
+        if result["kept"]:
+            kept = [disk["scheme"] for disk in entries(store, domain)[result["kept"]]["disks"]]
+            assert kept == ["backup"] * 2
+            remove(store, domain, result["kept"])
+    take(store, domain, "s3")
+    followed(domain, 2)
+    domain.shut_down()
+    domain.start()
+    domain.counts()
+    left = ["s0", "s1", "s2", "s3"]
+    for name in ("s1", "s3", "s2", "s0"):
+        remove(store, domain, name)
+        left.remove(name)
+        assert sorted(entries(store, domain)) == left
+        assert [judged(store, domain, each, pages) for each in left] == [""] * len(left)
+    followed(domain, 1)
+    domain.counts()
+    # Its first images were made by others, and are nobody's now.
+    tops = {files[0] for files in chains(domain)}
+    assert {str(path) for path in domain.folder.glob("disk*")} == {
+        *tops, *map(str, domain.disk_paths)}
 
 
 def test_a_managed_save_keeps_its_images(domain: Domain, store: TestStore) -> None:

@@ -10,6 +10,7 @@ from ansible_collections.livesnap.qemu.plugins.module_utils._disks.definition im
 from ansible_collections.livesnap.qemu.plugins.module_utils._disks.domain_layers import (
     snapshot_xml,
 )
+from ansible_collections.livesnap.qemu.plugins.module_utils._restore.xml import with_images
 
 CHAIN = """<domain><devices>
   <disk type='file'><driver name='qemu' type='qcow2'/><source file='/vm/top'/>
@@ -55,6 +56,14 @@ def test_a_layer_below_goes() -> None:
     assert source is not None and source.get("file") == "/vm/top"
     assert driver is not None and driver.get("type") == "qcow2"
     assert disk.find("backingStore") is None
+
+
+def test_other_images_for_a_restore() -> None:
+    vda, vdb, _vdc = disks(with_images(CHAIN, {"vdb": ("/vm/other.raw.livesnap-1.qcow2", "qcow2")}))
+    for disk, file in ((vda, "/vm/top"), (vdb, "/vm/other.raw.livesnap-1.qcow2")):
+        source, driver = disk.find("source"), disk.find("driver")
+        assert source is not None and source.get("file") == file
+        assert driver is not None and driver.get("type") == "qcow2"
 
 
 def test_what_is_not_named_is_left_alone() -> None:

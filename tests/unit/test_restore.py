@@ -21,6 +21,7 @@ from ansible_collections.livesnap.qemu.plugins.module_utils._restore import (
     images,
     xml,
 )
+from ansible_collections.livesnap.qemu.plugins.module_utils._restore.places import Place
 from ansible_collections.livesnap.qemu.plugins.module_utils._restore.plan import kept_name
 from ansible_collections.livesnap.qemu.plugins.module_utils._store import names
 
@@ -120,7 +121,9 @@ def exchange(tmp_path: Path, kind: str = "raw") -> images.Exchange:
     path = image(tmp_path / "disk", kind, fill="0x22")
     os.chmod(path, 0o640)
     os.chown(path, 1234 if os.geteuid() == 0 else -1, -1)
-    found, lost = disks.exchanges_of(tmp_path, [disk(source, path, kind)], "m", QEMU_IMG, True)
+    where = [Place(str(path), kind)]
+    given = [disk(source, path, kind)]
+    found, lost = disks.exchanges_of(tmp_path, given, where, "m", QEMU_IMG, True)
     assert lost == []
     return found[0]
 
@@ -215,7 +218,8 @@ def test_images_that_cannot_go_back(tmp_path: Path) -> None:
 
     def refused(path: Path, kind: str) -> str:
         with pytest.raises(RefusedError) as caught:
-            disks.exchanges_of(tmp_path, [disk(source, path, kind)], "m", QEMU_IMG, True)
+            where, given = [Place(str(path), kind)], [disk(source, path, kind)]
+            disks.exchanges_of(tmp_path, given, where, "m", QEMU_IMG, True)
         assert "disk 'vda'" in caught.value.msg
         return caught.value.reason
 
@@ -236,7 +240,7 @@ def test_what_would_be_lost(tmp_path: Path) -> None:
     source, path = image(tmp_path / "source"), image(tmp_path / "disk")
     subprocess.run([QEMU_IMG, "snapshot", "-c", "theirs", str(path)], check=True)
     _found, lost = disks.exchanges_of(
-        tmp_path, [disk(source, path, "qcow2")], "m", QEMU_IMG, True
+        tmp_path, [disk(source, path, "qcow2")], [Place(str(path), "qcow2")], "m", QEMU_IMG, True
     )
     assert lost == [f"snapshot 'theirs' inside '{path}' would be gone"]
     with pytest.raises(RefusedError, match=r"'theirs'.*; set force: true"):
@@ -249,20 +253,20 @@ def drive(file: str, kind: str, target: str = "", read_only: bool = False) -> Di
 
 
 def test_places() -> None:
-    snapshot = [disk(Path("/store/s"), Path("/vm/a"), "raw")]
-    disks.check_places(snapshot, [drive("/vm/a", "raw")])
+    snapshot, where = [disk(Path("/store/s"), Path("/vm/a"), "raw")], [Place("/vm/a", "raw")]
+    disks.check_places(snapshot, where, [drive("/vm/a", "raw")])
     # Newer libvirt has no node of its own for raw.
-    disks.check_places(snapshot, [drive("/vm/a", "file")])
+    disks.check_places(snapshot, where, [drive("/vm/a", "file")])
     for now, words in (
         (drive("/vm/a", "qcow2"), "'/vm/a' as raw, and is opened as qcow2"),
         (drive("/vm/b", "raw", "vda"), "was '/vm/a' at the snapshot, and is '/vm/b' now"),
         (drive("/vm/b", "raw"), "is no disk of the guest now"),
     ):
         with pytest.raises(RefusedError, match=words):
-            disks.check_places(snapshot, [now])
+            disks.check_places(snapshot, where, [now])
     cd = drive("/cd", "raw", read_only=True)
-    assert disks.not_in(snapshot, [drive("/vm/a", "raw"), cd]) == []
-    assert len(disks.not_in(snapshot, [drive("/vm/b", "raw")])) == 1
+    assert disks.not_in(where, [drive("/vm/a", "raw"), cd]) == []
+    assert len(disks.not_in(where, [drive("/vm/b", "raw")])) == 1
 
 
 def test_room(tmp_path: Path) -> None:

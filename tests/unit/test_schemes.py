@@ -180,5 +180,7 @@ def test_a_manifest_says_where_each_disk_is() -> None:
     assert not check([{**elsewhere, "scheme": "internal"}])
     layers = {"covered": "/d.qcow2", "overlay": "/d.qcow2.livesnap-1a2b3c4d.qcow2"}
     assert check([{**elsewhere, "scheme": "overlay", **layers}])
-    for wrong in ({"covered": "d.qcow2"}, {"overlay": "/etc/passwd"}, {"overlay": None}):
+    # A restore in place has taken what covered it.
+    assert check([{**elsewhere, "scheme": "overlay", **layers, "overlay": None}])
+    for wrong in ({"covered": "d.qcow2"}, {"overlay": "/etc/passwd"}, {"covered": None}):
         assert not check([{**elsewhere, "scheme": "overlay", **layers, **wrong}])

@@ -166,7 +166,7 @@ class Overlay(Outside):
     def discard(cls, whose: Mapping[str, Any], entry: Mapping[str, Any]) -> None:
         """The guest is back on the image that was covered, with all that it wrote since."""
         covered, over = entry["covered"], entry["overlay"]
-        if not os.path.lexists(over):
+        if over is None or not os.path.lexists(over):
             return
         with reached(whose) as qmp:
             found = None if qmp is None else layers.covering(qmp, over, covered)
@@ -275,7 +275,8 @@ def _why_not(subject: Subject, disk: Disk) -> str:
 
 def _check_length(subject: Subject, disk: Disk, stack: layers.Stack) -> None:
     """As option max_chain says: each image that covers another is one to look through."""
-    count = sum(names.is_layer(layer.file) for layer in stack.layers)
+    # After a restore in place the lowest may have the name of a layer, and covers nothing.
+    count = sum(names.is_layer(layer.file) for layer in stack.layers[:-1])
     if subject.when_chain_full != MERGE and 0 < subject.max_chain <= count:
         raise _refused(
             disk,

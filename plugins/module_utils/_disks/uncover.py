@@ -12,7 +12,7 @@ from __future__ import annotations
 import contextlib
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Mapping, Optional, Sequence
+from typing import Any, Callable, Mapping, Optional, Sequence
 
 from ansible_collections.livesnap.qemu.plugins.module_utils._connection.connection import (
     Connection,
@@ -31,7 +31,12 @@ from ansible_collections.livesnap.qemu.plugins.module_utils._errors import (
 from ansible_collections.livesnap.qemu.plugins.module_utils._guest import process
 from ansible_collections.livesnap.qemu.plugins.module_utils._guest.address import reached
 from ansible_collections.livesnap.qemu.plugins.module_utils._run import run_bounded
-from ansible_collections.livesnap.qemu.plugins.module_utils._store import chain, files, manifest
+from ansible_collections.livesnap.qemu.plugins.module_utils._store import (
+    chain,
+    files,
+    manifest,
+    names,
+)
 from ansible_collections.livesnap.qemu.plugins.module_utils._store.layout import Store
 
 NOTE = "uncovering.json"
@@ -63,7 +68,9 @@ def uncover(store: Store, guest: str, name: str) -> None:
     reads the same as before whatever has failed.
     """
     folder = store.snapshot(guest, name)
-    covers = _covers(store, guest, folder)
+    disks = _layers(folder)
+    covers = _covers(store, guest, [disk for disk in disks if disk["overlay"] is not None])
+    _drop(store, guest, folder, [disk for disk in disks if disk["overlay"] is None])
     if not covers:
         return
     locked = {folder, *(each.upper for each in covers if each.upper is not None)}
@@ -82,14 +89,44 @@ def uncover(store: Store, guest: str, name: str) -> None:
             state.end(cover, whose["id"])
 
 
-def _covers(store: Store, guest: str, folder: Path) -> list[_Cover]:
-    if not outside.is_noted(folder):
-        return []
-    disks = [
-        disk
-        for disk in outside.read(folder)["disks"]
-        if disk["scheme"] == overlay.Overlay.NAME
-    ]
+def tell_uncovered(store: Store, guest: str, image: str) -> None:
+    """Nothing covers the disk of a snapshot any more whose cover was this image. The guest's
+    folder is locked."""
+    name = chain.overlays(store, guest).get(image)
+    if name is None:
+        return
+
+    def without(disk: Mapping[str, Any]) -> dict[str, Any]:
+        return {**disk, "overlay": None} if disk.get("overlay") == image else dict(disk)
+
+    _rewrite(store.snapshot(guest, name), without)
+
+
+def _drop(store: Store, guest: str, folder: Path, disks: Sequence[Mapping[str, Any]]) -> None:
+    """What nothing covers goes with its snapshot, unless it is the first image of a disk: others
+    have made that."""
+    if not disks:
+        return
+    _mark(folder)
+    for disk in disks:
+        tell_uncovered(store, guest, disk["covered"])
+        if names.is_layer(disk["covered"]):
+            overlay.remove(disk["covered"])
+
+
+def _layers(folder: Path) -> list[dict[str, Any]]:
+    disks = outside.read(folder)["disks"] if outside.is_noted(folder) else []
+    return [disk for disk in disks if disk["scheme"] == overlay.Overlay.NAME]
+
+
+def _mark(folder: Path) -> None:
+    """From here on the snapshot is none any more."""
+    with files.as_store_error(f"'{folder}' cannot be written to"):
+        if not chain.is_merging(folder):
+            files.write_json(folder / manifest.MERGING, {"into": None})
+
+
+def _covers(store: Store, guest: str, disks: Sequence[Mapping[str, Any]]) -> list[_Cover]:
     upper = chain.covered(store, guest) if disks else {}
     noted = _noted(store, guest) if disks else {}
     for disk in disks:
@@ -151,11 +188,9 @@ class _State:
         return cls(folder, qmp, definition, noted)
 
     def begin(self) -> None:
-        """From here on the snapshot is none any more."""
+        """Write it down; from here on the snapshot is none any more."""
         self._write()
-        with files.as_store_error(f"'{self._folder}' cannot be written to"):
-            if not chain.is_merging(self._folder):
-                files.write_json(self._folder / manifest.MERGING, {"into": None})
+        _mark(self._folder)
 
     def _write(self) -> None:
         about = {"qemu": self._qemu, "committed": self._committed, "merged": self._merged}
@@ -260,6 +295,8 @@ def _stand_on(cover: _Cover) -> None:
     upper = next(
         disk for disk in outside.read(cover.upper)["disks"] if disk.get("covered") == cover.over
     )
+    if upper["overlay"] is None:
+        return
     argv = ["qemu-img", "rebase", "-q", "-u", "-f", overlay.FORMAT, "-F", cover.disk["format"]]
     done = run_bounded([*argv, "-b", cover.covered, upper["overlay"]], _REBASE_LIMIT)
     if done.problem or done.code != 0:
@@ -273,17 +310,19 @@ def _tell(cover: _Cover) -> None:
     """The snapshot above has the lower image as its disk."""
     if cover.upper is None:
         return
-    fields = manifest.decode(files.read_regular(cover.upper / manifest.NAME, manifest.LIMIT))
-    whose = outside.read(cover.upper)
-    with files.as_store_error(f"'{cover.upper}' cannot be given its merged disk"):
-        outside.note(cover.upper, whose, _told(whose["disks"], cover))
-        data = manifest.encode({**fields, "disks": _told(fields["disks"], cover)})
-        files.write_whole(cover.upper / manifest.NAME, data)
-
-
-def _told(disks: Sequence[Mapping[str, Any]], cover: _Cover) -> list[dict[str, Any]]:
-    """The entries, with the lower image in place of its cover. Pure."""
     lower = {key: cover.disk[key] for key in ("covered", "format", "source")}
-    return [
-        {**disk, **lower} if disk.get("covered") == cover.over else dict(disk) for disk in disks
-    ]
+
+    def told(disk: Mapping[str, Any]) -> dict[str, Any]:
+        return {**disk, **lower} if disk.get("covered") == cover.over else dict(disk)
+
+    _rewrite(cover.upper, told)
+
+
+def _rewrite(folder: Path, change: Callable[[Mapping[str, Any]], dict[str, Any]]) -> None:
+    """Other entries of the disks of a snapshot, in its note and in its manifest."""
+    fields = manifest.decode(files.read_regular(folder / manifest.NAME, manifest.LIMIT))
+    whose = outside.read(folder)
+    with files.as_store_error(f"'{folder}' cannot be told of its disks"):
+        outside.note(folder, whose, [change(disk) for disk in whose["disks"]])
+        data = manifest.encode({**fields, "disks": [change(disk) for disk in fields["disks"]]})
+        files.write_whole(folder / manifest.NAME, data)

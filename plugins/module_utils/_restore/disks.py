@@ -17,17 +17,17 @@ from ansible_collections.livesnap.qemu.plugins.module_utils._restore.images impo
     Exchange,
     beside,
 )
+from ansible_collections.livesnap.qemu.plugins.module_utils._restore.places import Place
 from ansible_collections.livesnap.qemu.plugins.module_utils._run import run_bounded
-from ansible_collections.livesnap.qemu.plugins.module_utils._store import chain, space
-from ansible_collections.livesnap.qemu.plugins.module_utils._store.layout import Store
+from ansible_collections.livesnap.qemu.plugins.module_utils._store import space
 from ansible_collections.livesnap.qemu.plugins.module_utils._units import format_size
 
 _LIMIT = 20.0
 
 
-def not_in(snapshot: Sequence[Mapping[str, Any]], disks: Sequence[Disk]) -> list[str]:
+def not_in(places: Sequence[Place], disks: Sequence[Disk]) -> list[str]:
     """Writable disks that the guest has and the snapshot has not: they would stay as they are."""
-    known = {disk["source"]["file"] for disk in snapshot}
+    known = {place.file for place in places}
     return [
         f"disk '{disk.label}' ('{disk.file}') is not in the snapshot, and stays as it is now"
         for disk in disks
@@ -35,30 +35,18 @@ def not_in(snapshot: Sequence[Mapping[str, Any]], disks: Sequence[Disk]) -> list
     ]
 
 
-def check_covers(store: Store, guest: str, snapshot: Sequence[Mapping[str, Any]]) -> None:
-    """Refuse to exchange images that others stand on, or that stand on those of snapshots."""
-    parts = {**chain.overlays(store, guest), **chain.covered(store, guest)}
-    for disk in snapshot:
-        file = disk["source"]["file"]
-        if file in parts:
-            raise RefusedError(
-                f"disk '{disk['match']}' lies in '{file}', an image of a chain that snapshot"
-                f" '{parts[file]}' is part of (scheme overlay), and the chain would break",
-                "make a clone; or remove the snapshots of scheme overlay first, if others are left",
-                "disk_chain",
-            )
-
-
-def check_places(snapshot: Sequence[Mapping[str, Any]], disks: Sequence[Disk]) -> None:
-    """Refuse unless the running guest has each disk where it had it then, in the same format."""
+def check_places(
+    snapshot: Sequence[Mapping[str, Any]], places: Sequence[Place], disks: Sequence[Disk]
+) -> None:
+    """Refuse unless the running guest has each disk where it belongs, in the same format."""
     now = {disk.file: disk for disk in disks if disk.inserted}
-    for disk in snapshot:
-        label, file = disk["match"], disk["source"]["file"]
+    for disk, place in zip(snapshot, places):
+        label, file = disk["match"], place.file
         if file in now:
-            if FORMATS.get(now[file].format) == FORMATS.get(disk["source"]["format"]):
+            if FORMATS.get(now[file].format) == FORMATS.get(place.format):
                 continue
             raise RefusedError(
-                f"disk '{label}' was '{file}' as {disk['source']['format']}, and is opened as"
+                f"disk '{label}' was '{file}' as {place.format}, and is opened as"
                 f" {now[file].format} now",
                 "start the guest with its disks as they were",
                 "disk_format",
@@ -73,7 +61,12 @@ def check_places(snapshot: Sequence[Mapping[str, Any]], disks: Sequence[Disk]) -
 
 
 def exchanges_of(
-    folder: Path, snapshot: Sequence[Mapping[str, Any]], mark: str, qemu_img: str, in_use: bool
+    folder: Path,
+    snapshot: Sequence[Mapping[str, Any]],
+    places: Sequence[Place],
+    mark: str,
+    qemu_img: str,
+    in_use: bool,
 ) -> tuple[list[Exchange], list[str]]:
     """What has to be done for each disk, and what of its image would be lost. RefusedError.
 
@@ -82,12 +75,12 @@ def exchanges_of(
     """
     found: list[Exchange] = []
     lost: list[str] = []
-    for disk in snapshot:
-        label, path = disk["match"], os.path.realpath(disk["source"]["file"])
-        kind = FORMATS.get(disk["source"]["format"])
+    for disk, place in zip(snapshot, places):
+        label, path = disk["match"], os.path.realpath(place.file)
+        kind = FORMATS.get(place.format)
         if kind is None:
             raise RefusedError(
-                f"disk '{label}' is of format '{disk['source']['format']}': only raw and qcow2"
+                f"disk '{label}' is of format '{place.format}': only raw and qcow2"
                 " images can be put back",
                 "make a clone of the snapshot instead",
                 "disk_format",
@@ -100,7 +93,7 @@ def exchanges_of(
         ]
         fresh, aside = beside(path, mark)
         image = SCHEMES[disk["scheme"]].image(folder, disk)
-        stored = disk["bytes"] if image is None else min(disk["stored_bytes"], disk["bytes"])
+        stored = disk["bytes"] if image is None else min(_stored(disk), disk["bytes"])
         found.append(
             Exchange(
                 label=label,
@@ -115,6 +108,14 @@ def exchanges_of(
             )
         )
     return found, lost
+
+
+def _stored(disk: Mapping[str, Any]) -> int:
+    """Bytes that a disk of a snapshot has, layers below it included."""
+    if disk.get("covered") is None:
+        return int(disk["stored_bytes"])
+    layers = (disk["covered"], *disk["source"].get("below", ()))
+    return sum(os.stat(file).st_blocks * 512 for file in layers)
 
 
 def _check_file(label: str, path: str) -> None:

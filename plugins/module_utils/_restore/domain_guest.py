@@ -5,7 +5,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Mapping, Optional
+from typing import Any, Mapping, Optional, Sequence
 
 from ansible_collections.livesnap.qemu.plugins.module_utils import _deps
 from ansible_collections.livesnap.qemu.plugins.module_utils._connection import saved
@@ -36,10 +36,11 @@ from ansible_collections.livesnap.qemu.plugins.module_utils._restore.guest impor
 from ansible_collections.livesnap.qemu.plugins.module_utils._restore.xml import (
     chained,
     disk_files,
+    with_images,
     without_chains,
 )
 from ansible_collections.livesnap.qemu.plugins.module_utils._run import run_bounded
-from ansible_collections.livesnap.qemu.plugins.module_utils._store import files
+from ansible_collections.livesnap.qemu.plugins.module_utils._store import files, names
 
 KIND = "domain"
 #: libvirt's save file, and the XML that goes into it; in the journal's folder.
@@ -51,18 +52,34 @@ _SLOWEST, _LIMIT = 20 << 20, 60.0
 class DomainGuest(Guest):
     """By its name: libvirt keeps it over its end."""
 
-    def __init__(self, address: DomainAddress, name: str, helper: str, private: Path) -> None:
-        """The domain is persistent: see check()."""
+    def __init__(
+        self,
+        address: DomainAddress,
+        name: str,
+        helper: str,
+        private: Path,
+        moved: Mapping[str, Sequence[str]],
+    ) -> None:
+        """The domain is persistent: see check(). moved: libvirt's name of a disk -> (file, format)
+        of the layer that the domain has it in now."""
         super().__init__(address, name, helper, private)
         self.at = address
+        self.moved = dict(moved)
 
     @classmethod
     def from_noted(cls, about: Mapping[str, Any], name: str, helper: str, private: Path) -> Guest:
         """From noted()."""
-        return cls(DomainAddress(about["uri"], about["domain"]), name, helper, private)
+        address = DomainAddress(about["uri"], about["domain"])
+        return cls(address, name, helper, private, about.get("moved", {}))
 
     def noted(self) -> dict[str, Any]:
-        return {"kind": KIND, **self.at.noted()}
+        return {"kind": KIND, **self.at.noted(), "moved": self.moved}
+
+    @classmethod
+    def definition(cls, address: DomainAddress) -> str:
+        """What libvirt starts a domain with."""
+        with Domain.find(address.uri, address.domain) as domain:
+            return _definition(domain)
 
     def check(self, snapshot_xml: str) -> None:
         """Refuse what libvirt would not bring back as it was."""
@@ -79,18 +96,20 @@ class DomainGuest(Guest):
                     f"start the domain, or virsh managedsave-remove {self.name}",
                     "managed_save",
                 )
-            flags = _deps.libvirt.VIR_DOMAIN_XML_INACTIVE
-            definition = str(domain.call("dumpxml", lambda each: each.XMLDesc(flags)))
+            definition = _definition(domain)
+        defined = disk_files(definition)
         for target in chained(definition):
+            if names.is_layer(defined.get(target)):
+                # libvirt wrote that down itself, and end() takes it out.
+                continue
             raise RefusedError(
                 f"the definition of domain '{self.name}' names the backing file of disk '{target}';"
                 " an image that is put back has none",
                 "define the domain without <backingStore>: libvirt then looks into the image",
                 "backing",
             )
-        defined = disk_files(definition)
         for target, file in disk_files(snapshot_xml).items():
-            if target in defined and defined[target] != file:
+            if target in defined and not names.same_disk(defined[target], file):
                 raise RefusedError(
                     f"disk '{target}' was '{file}' at the snapshot, and the definition of domain"
                     f" '{self.name}' has '{defined[target]}'",
@@ -104,7 +123,8 @@ class DomainGuest(Guest):
     def prepare(self, state: State) -> None:
         """The save file: libvirt reads nothing else, and writing it takes its time."""
         xml = files.read_regular(state.folder / XML, 16 << 20).decode()
-        files.write_whole(self.private / XML, without_chains(xml).encode())
+        text = with_images(without_chains(xml), self.moved)
+        files.write_whole(self.private / XML, text.encode())
         save = self.private / SAVE
         argv = [self.helper, "export", "--format", "libvirt", "--paused"]
         argv += ["--xml", str(self.private / XML), str(state.folder), str(save)]
@@ -118,6 +138,11 @@ class DomainGuest(Guest):
     def end(self) -> None:
         with self._find() as domain:
             domain.call("destroy", lambda each: each.destroy(), END_LIMIT)
+            definition = _definition(domain)
+            if chained(definition):
+                # The images that are put in place stand on nothing; libvirt looks into them.
+                text = without_chains(definition)
+                domain.call("defineXML", lambda each: each.connect().defineXML(text))
 
     def bring(self, state: State, noted: Noted) -> list[str]:
         saved.restore(self.at.uri, str(self.private / SAVE), _LIMIT + state.bytes / _SLOWEST)
@@ -149,3 +174,8 @@ class DomainGuest(Guest):
 
     def has_no_agent(self, connection: Connection) -> bool:
         return agent_state(as_domain(connection).xml()) == "absent"
+
+
+def _definition(domain: Domain) -> str:
+    flags = _deps.libvirt.VIR_DOMAIN_XML_INACTIVE | _deps.libvirt.VIR_DOMAIN_XML_SECURE
+    return str(domain.call("dumpxml", lambda each: each.XMLDesc(flags)))

@@ -8,7 +8,7 @@ import time
 import uuid
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Mapping, Optional
+from typing import Any, Mapping, Optional, Sequence
 
 from ansible_collections.livesnap.qemu.plugins.module_utils._bracket import entry, preflight
 from ansible_collections.livesnap.qemu.plugins.module_utils._bracket.spec import SnapshotSpec
@@ -25,7 +25,12 @@ from ansible_collections.livesnap.qemu.plugins.module_utils._guest.facts import 
     read_facts,
 )
 from ansible_collections.livesnap.qemu.plugins.module_utils._guest.process import QemuProcess
-from ansible_collections.livesnap.qemu.plugins.module_utils._restore import checks, disks, journal
+from ansible_collections.livesnap.qemu.plugins.module_utils._restore import (
+    checks,
+    disks,
+    journal,
+    places,
+)
 from ansible_collections.livesnap.qemu.plugins.module_utils._restore.domain_guest import (
     DomainGuest,
 )
@@ -60,7 +65,9 @@ class RestoreRequest:
     def of(cls, params: Mapping[str, Any]) -> RestoreRequest:
         """From a module's params; raises LivesnapError."""
         names.check(params["snapshot"], "snapshot")
-        present = SnapshotSpec.of({**params, "name": kept_name(params["snapshot"], time.time())})
+        # The images that are to be exchanged must stay what the guest runs on.
+        own = {"name": kept_name(params["snapshot"], time.time()), "disk_scheme": "backup"}
+        present = SnapshotSpec.of({**params, **own})
         return cls(present, params["snapshot"], params["keep_current"], params["force"])
 
     def by_name(self) -> RestoreRequest:
@@ -107,22 +114,32 @@ def examine(request: RestoreRequest, store: Store, touch: bool) -> Plan:
     folder, fields = read_snapshot(store, spec.guest, request.snapshot)
     checks.check_machine(checks.needs_of(fields))
     process, facts, need, warnings = _look(request, store, touch)
-    disks.check_covers(store, spec.guest, fields["disks"])
+    where = _places(spec, store, fields["disks"])
     if facts is not None:
-        disks.check_places(fields["disks"], facts.disks)
+        disks.check_places(fields["disks"], where, facts.disks)
     image_tool = checks.qemu_img(checks.program_of(fields["guest_facts"]["exe"]))
     exchanges, lost = disks.exchanges_of(
-        folder, fields["disks"], uuid.uuid4().hex[:8], image_tool, in_use=facts is not None
+        folder, fields["disks"], where, uuid.uuid4().hex[:8], image_tool, in_use=facts is not None
     )
     if facts is not None:
-        lost += disks.not_in(fields["disks"], facts.disks)
+        lost += disks.not_in(where, facts.disks)
     warnings += disks.refuse_lost(lost, request.force)
-    guest, said = _guest(request, store, folder, fields, process)
+    moved = places.moved(fields["disks"], where)
+    guest, said = _guest(request, store, folder, fields, process, moved)
     if isinstance(guest, DomainGuest):
         need += fields["memory"]["bytes"]
     disks.check_space(store.root, need, exchanges)
     running = facts is not None and facts.running
     return Plan(fields, folder, guest, exchanges, process, running, image_tool, [*warnings, *said])
+
+
+def _places(
+    spec: SnapshotSpec, store: Store, snapshot: Sequence[Mapping[str, Any]]
+) -> list[places.Place]:
+    if isinstance(spec.address, DomainAddress):
+        xml = DomainGuest.definition(spec.address)
+        return places.of_definition(store, spec.guest, snapshot, xml)
+    return places.of_command_line(store, spec.guest, snapshot)
 
 
 def read_snapshot(store: Store, guest: str, name: str) -> tuple[Path, dict[str, Any]]:
@@ -194,6 +211,7 @@ def _guest(
     folder: Path,
     fields: Mapping[str, Any],
     process: Optional[QemuProcess],
+    moved: Mapping[str, Sequence[str]],
 ) -> tuple[Guest, list[str]]:
     """How it is ended and brought back, checked; and warnings."""
     spec = request.present
@@ -202,7 +220,7 @@ def _guest(
     if isinstance(spec.address, DomainAddress):
         if about is None:
             raise _other_kind(request, "a QMP socket of its own", "libvirt")
-        domain = DomainGuest(spec.address, spec.guest, spec.helper, private)
+        domain = DomainGuest(spec.address, spec.guest, spec.helper, private, moved)
         domain.check(files.read_regular(folder / about["file"], 16 << 20).decode())
         return domain, []
     if not isinstance(spec.address, SocketAddress):

@@ -21,6 +21,7 @@ from ansible_collections.livesnap.qemu.plugins.module_utils._bracket.spec import
 from ansible_collections.livesnap.qemu.plugins.module_utils._disks import outside
 from ansible_collections.livesnap.qemu.plugins.module_utils._errors import (
     LivesnapError,
+    RefusedError,
     RestoreError,
     StoreError,
 )
@@ -159,7 +160,7 @@ class _Restore:
         faults.strike("restore-back")
         try:
             undo.finish(self.journal)
-        except StoreError as err:
+        except (RefusedError, StoreError) as err:
             # The guest is back: this is no failure.
             self.warnings.append(f"{err.msg}; livesnap_recover tries again")
         self._log("is complete")

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from typing import Optional, Sequence
 
+from ansible_collections.livesnap.qemu.plugins.module_utils._disks import uncover
 from ansible_collections.livesnap.qemu.plugins.module_utils._errors import (
     LivesnapError,
     RestoreError,
@@ -32,6 +33,9 @@ from ansible_collections.livesnap.qemu.plugins.module_utils._store.locks import 
     forget,
     is_held,
 )
+
+#: How long others' work on the same chains is waited for, seconds.
+_CHAIN_LIMIT = 30.0
 
 
 def lock_key(guest: str) -> str:
@@ -117,10 +121,19 @@ def _tidy(left: Journal, said: str) -> str:
 
 def finish(left: Journal) -> str:
     """The guest is back: what was kept aside goes."""
+    _tell_uncovered(left)
     for each in left.disks:
         images.finish(each)
     left.remove()
     return "the guest was back already, and its old images were removed"
+
+
+def _tell_uncovered(left: Journal) -> None:
+    """An image that covered the disk of a snapshot is another one now, which stands on nothing."""
+    store = Store(left.store)
+    with chain.locked(store.guest(left.guest), _CHAIN_LIMIT):
+        for each in left.disks:
+            uncover.tell_uncovered(store, left.guest, each.path)
 
 
 def needs(store: str, guest: str, snapshot: str) -> bool:

@@ -5,6 +5,32 @@
 from __future__ import annotations
 
 import xml.etree.ElementTree as ET
+from typing import Mapping, Sequence
+
+
+def disk_formats(xml: str) -> dict[str, str]:
+    """Target in the guest ('vda') -> format of its image."""
+    found = {}
+    for disk in ET.fromstring(xml).iterfind("./devices/disk"):
+        target, driver = disk.find("target"), disk.find("driver")
+        if target is not None:
+            kind = "raw" if driver is None else driver.get("type", "raw")
+            found[target.get("dev", "")] = kind
+    return found
+
+
+def with_images(xml: str, moved: Mapping[str, Sequence[str]]) -> str:
+    """The same with other images of some disks: target -> (file, format)."""
+    root = ET.fromstring(xml)
+    for disk in root.iterfind("./devices/disk"):
+        target, source, driver = (disk.find(tag) for tag in ("target", "source", "driver"))
+        if target is None or source is None or target.get("dev") not in moved:
+            continue
+        file, kind = moved[target.get("dev", "")]
+        source.set("file", file)
+        if driver is not None:
+            driver.set("type", kind)
+    return ET.tostring(root, encoding="unicode")
 
 
 def disk_files(xml: str) -> dict[str, str]:

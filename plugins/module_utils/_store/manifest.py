@@ -123,7 +123,8 @@ OUTSIDE = ("command", "internal", "overlay")
 _BASE = _object(id=names.is_uuid, name=lambda value: not names.problem(value), file=names.is_file)
 _COMMANDS = _object(key=_text, remove=_text, restore=_text)
 _LAYERS = _object(
-    covered=lambda value: _text(value) and value.startswith("/"), overlay=names.is_layer
+    covered=lambda value: _text(value) and value.startswith("/"),
+    overlay=_or_null(names.is_layer),
 )
 _FIELDS_OF_DISK = _object(
     match=_text,

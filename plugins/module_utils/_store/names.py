@@ -64,6 +64,11 @@ def layer_of(file: str, snapshot_id: str) -> str:
     return f"{_LAYER.sub('', file)}.livesnap-{snapshot_id[:8]}.qcow2"
 
 
+def same_disk(one: str, other: str) -> bool:
+    """Whether two images are, or were, layers of one disk, or its first image."""
+    return _LAYER.sub("", one) == _LAYER.sub("", other)
+
+
 def is_layer(text: object) -> bool:
     """Whether an image was made to cover another one."""
     return isinstance(text, str) and text.startswith("/") and _LAYER.search(text) is not None

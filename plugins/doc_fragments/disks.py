@@ -26,7 +26,8 @@ options:
         then on, and B(has to be started with it from then on). libvirt's domains are, by libvirt; whoever starts a guest that is
         reached by its QMP socket has to see to it. What covers a snapshot's image is merged into it when the snapshot is removed,
         while the guest runs on; of a domain also while it is off. For disks that are image files.
-      - V(auto) is V(backup).
+      - V(auto) is V(overlay) for a disk of a libvirt domain that it can capture, and that stands on less than O(max_chain) of them.
+        It is V(backup) for every other disk.
     type: str
     choices: [auto, backup, command, internal, overlay, reflink]
     default: auto

@@ -229,9 +229,11 @@ def test_what_even_its_guardian_left_is_for_recovery(
 
 
 def test_a_drill_of_a_domain(make_domain: Callable[..., Domain], store: TestStore) -> None:
-    """A second domain of the same libvirt, which is gone again."""
+    """A second domain of the same libvirt, which is gone again. Its disk is one of layers."""
     domain = make_domain(name=f"{NAME}d")
-    folder = folder_of(as_module(lambda: store.take(domain, "one", freeze="required")))
+    taken = as_module(lambda: store.take(domain, "one", freeze="required", disk_scheme="auto"))
+    assert [disk["scheme"] for disk in taken["snapshot"]["disks"]] == ["overlay"]
+    folder = folder_of(taken)
     asked = request(folder, shell("cat /proc/uptime"), guest=domain.options.name)
     found = as_module(lambda: verify(asked))["verdict"]
     assert found["result"] == "passed", found["evidence"]["problem"]

@@ -4,7 +4,9 @@
 
 from __future__ import annotations
 
+import os
 import random
+import signal
 import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -161,6 +163,41 @@ def test_a_removal_that_is_cut_short_is_ended(
     remove_snapshot(store.spec(pair, "one"))
     alone(pair)
     clean(pair)
+
+
+def test_qemu_dies_while_it_merges(make_guest: Callable[..., Guest], store: TestStore,
+                                   monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a layer below, which is ended while the guest is off, and of that which it writes to."""
+    guest = make_guest(name="dies", disks=(DiskSpec(format="qcow2"),))
+    pages = guest.witness()["pages"]
+    for name in ("one", "two", "three"):
+        take(store, guest, name)
+    newest = entries(store, guest)["three"]
+
+    def dies(*_given: object) -> None:
+        os.kill(guest.pid, signal.SIGKILL)
+        raise Cut
+
+    for name, kept in (("one", ["three", "two"]), ("three", ["two"])):
+        counted = guest.counts()["counter"]
+        with monkeypatch.context() as patch:
+            patch.setattr(layers, "_follow", dies)
+            with pytest.raises(Cut):
+                remove_snapshot(store.spec(guest, name))
+        guest.shut_down()
+        if name == "three":
+            with pytest.raises(LivesnapError, match="which would go, and the guest is off"):
+                _recover.recover(str(store.path), "dies", helper())
+            guest.start()
+        _recover.recover(str(store.path), "dies", helper())
+        assert sorted(entries(store, guest)) == kept
+        assert [judged(store, guest, each, pages) for each in kept] == [""] * len(kept)
+        if name == "one":
+            start_with(guest, newest)
+        assert guest.counts()["counter"] >= counted
+    remove_snapshot(store.spec(guest, "two"))
+    alone(guest)
+    clean(guest)
 
 
 def test_of_a_guest_that_is_off(make_guest: Callable[..., Guest], store: TestStore) -> None:

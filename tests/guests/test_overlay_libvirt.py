@@ -219,6 +219,37 @@ def test_of_a_domain_that_is_off(
     assert domain.counts()["counter"] > counted
 
 
+def by_auto(store: TestStore, domain: Domain, name: str, **options: Any) -> list[str]:
+    """The schemes that auto has chosen, disk by disk."""
+    found = store.take(domain, name, disk_scheme="auto", memory=False, **options)
+    return [disk["scheme"] for disk in found["snapshot"]["disks"]]
+
+
+def test_auto_takes_what_nothing_stands_in_the_way_of(domain: Domain, store: TestStore) -> None:
+    with domain.qmp() as qmp:
+        node = next(each["inserted"]["node-name"] for each in qmp.execute("query-block")
+                    if "disk1" in each["inserted"]["file"])
+        theirs = {"node": node, "name": "theirs"}
+        qmp.execute("block-dirty-bitmap-add", {**theirs, "persistent": True})
+        try:
+            assert by_auto(store, domain, "theirs") == ["overlay", "backup"]
+        finally:
+            qmp.execute("block-dirty-bitmap-remove", theirs)
+    xml = domain.folder / "kept.xml"
+    xml.write_text(domain.virsh("dumpxml", "--inactive"))
+    domain.virsh("undefine")
+    try:
+        with pytest.raises(LivesnapError, match="the domain is transient"):
+            take(store, domain, "transient")
+        assert by_auto(store, domain, "transient") == ["backup", "backup"]
+    finally:
+        domain.libvirtd.virsh("define", str(xml))
+    assert by_auto(store, domain, "both") == ["overlay", "overlay"]
+    for name in ("theirs", "transient", "both"):
+        remove(store, domain, name)
+    back(domain)
+
+
 def test_flattened(domain: Domain, store: TestStore) -> None:
     for name in ("one", "two"):
         take(store, domain, name)
@@ -303,9 +334,11 @@ def test_what_libvirt_has_no_name_for_is_refused(libvirtd: Libvirtd, store: Test
     with made as guest:
         with pytest.raises(LivesnapError, match=r"flash.* cannot .*: libvirt has no name for it"):
             take(store, guest, "one")
-        result = take(store, guest, "one", disks=[{"match": "*flash*", "scheme": "backup"}])
-        disks = {disk["scheme"]: disk for disk in result["snapshot"]["disks"]}
+        assert by_auto(store, guest, "one") == ["backup", "overlay"]
+        disks = {disk["scheme"]: disk for disk in entries(store, guest)["one"]["disks"]}
         assert Path(disks["overlay"]["covered"]) == guest.disk_paths[0]
         assert disks["backup"]["file"]
-        remove(store, guest, "one")
+        assert by_auto(store, guest, "two", max_chain=1) == ["backup", "backup"]
+        for name in ("one", "two"):
+            remove(store, guest, name)
         assert defined(guest) == [str(guest.disk_paths[0])]

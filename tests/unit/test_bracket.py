@@ -124,13 +124,14 @@ KNOWN = {"backup"}
 
 
 def chosen(disks: list[Disk], wanted: list[dict[str, str]]) -> list[str]:
-    return [each.qdev for each, _scheme in select(disks, wanted, "auto", KNOWN).chosen]
+    found = select(disks, wanted, "auto", KNOWN, lambda _disk: "backup")
+    return [each.qdev for each, _scheme in found.chosen]
 
 
 def test_all_writable_disks_are_captured() -> None:
     cdrom = disk(2, read_only=True, removable=True)
     empty = disk(3, inserted=False, node="")
-    found = select([disk(0), disk(1), cdrom, empty], [], "auto", KNOWN)
+    found = select([disk(0), disk(1), cdrom, empty], [], "auto", KNOWN, lambda _disk: "backup")
     assert [(each.qdev, scheme) for each, scheme in found.chosen] == [
         ("disk0", "backup"), ("disk1", "backup")]
     assert [each.qdev for each in found.excluded] == ["disk2", "disk3"]
@@ -158,7 +159,7 @@ def test_a_read_only_disk_is_captured_when_it_is_named() -> None:
 ])
 def test_selection_refuses(disks: list[Disk], wanted: list[dict[str, str]], reason: str) -> None:
     with pytest.raises(RefusedError) as caught:
-        select(disks, wanted, "auto", KNOWN)
+        select(disks, wanted, "auto", KNOWN, lambda _disk: "backup")
     assert caught.value.reason == reason
 
 

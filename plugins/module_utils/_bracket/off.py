@@ -65,7 +65,9 @@ def plan(spec: SnapshotSpec) -> OffPlan:
             "start it first",
             "freeze",
         )
-    selection = select(guest.disks, spec.disks, spec.disk_scheme, SCHEMES)
+    selection = select(
+        guest.disks, spec.disks, spec.disk_scheme, SCHEMES, lambda _disk: Backup.NAME
+    )
     if not selection.chosen:
         raise RefusedError(
             f"nothing of guest '{spec.guest}' is to be captured: it is off, and there is no disk",

@@ -95,14 +95,15 @@ def examine(
     uuid = guest_uuid(facts)
     store.check_owner(spec.guest, uuid, facts.name or None)
     check_state(spec.guest, facts)
-    selection = select(facts.disks, spec.disks, spec.disk_scheme, SCHEMES)
+    whose = subject(spec, process)
+    auto = captured.automatic(whose, qmp)
+    selection = select(facts.disks, spec.disks, spec.disk_scheme, SCHEMES, auto)
     if not spec.memory and not selection.chosen:
         raise RefusedError(
             f"nothing of guest '{spec.guest}' is to be captured: no RAM and no disk",
             "set memory: true, or select a disk",
             "nothing",
         )
-    whose = subject(spec, process)
     captured.check(whose, qmp, selection.chosen)
     taken = choose_engine(spec, facts, process, qmp, touch)
     plan = Plan(

@@ -4,12 +4,14 @@
 
 from __future__ import annotations
 
-from typing import Any, Sequence
+from typing import Any, Callable, Sequence
 
 from ansible_collections.livesnap.qemu.plugins.module_utils._connection.connection import (
     Connection,
 )
 from ansible_collections.livesnap.qemu.plugins.module_utils._disks import outside
+from ansible_collections.livesnap.qemu.plugins.module_utils._disks.backup import Backup
+from ansible_collections.livesnap.qemu.plugins.module_utils._disks.overlay import Overlay
 from ansible_collections.livesnap.qemu.plugins.module_utils._disks.scheme import (
     Making,
     Outside,
@@ -18,7 +20,10 @@ from ansible_collections.livesnap.qemu.plugins.module_utils._disks.scheme import
     Subject,
 )
 from ansible_collections.livesnap.qemu.plugins.module_utils._disks.table import SCHEMES
-from ansible_collections.livesnap.qemu.plugins.module_utils._errors import LivesnapError
+from ansible_collections.livesnap.qemu.plugins.module_utils._errors import (
+    LivesnapError,
+    RefusedError,
+)
 from ansible_collections.livesnap.qemu.plugins.module_utils._guest.disks import Disk
 
 Chosen = Sequence[tuple[Disk, str]]
@@ -30,6 +35,22 @@ def by_scheme(chosen: Chosen) -> dict[str, list[Disk]]:
     for disk, scheme in chosen:
         found.setdefault(scheme, []).append(disk)
     return found
+
+
+def automatic(subject: Subject, qmp: Connection) -> Callable[[Disk], str]:
+    """What scheme `auto` is for a disk: the one that copies nothing where libvirt starts the domain
+    with the new image by itself and nothing stands in its way, elsewhere the one that any can."""
+
+    def choose(disk: Disk) -> str:
+        if not disk.target:
+            return Backup.NAME
+        try:
+            Overlay.check(subject, qmp, [disk])
+        except RefusedError:
+            return Backup.NAME
+        return Overlay.NAME
+
+    return choose
 
 
 def check(subject: Subject, qmp: Connection, chosen: Chosen) -> None:

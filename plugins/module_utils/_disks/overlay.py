@@ -86,8 +86,8 @@ class Overlay(Outside):
         stacks = {stack.root: stack for stack in layers.stacks(qmp)}
         for disk in disks:
             why = _why_not(subject, disk)
-            if isinstance(qmp, Domain) and not disk.target:
-                why = "libvirt has no name for it"
+            if isinstance(qmp, Domain):
+                why = _why_not_by_libvirt(qmp, disk) or why
             if why:
                 raise _refused(disk, why, "choose scheme 'backup' for it")
             _check_length(subject, disk, stacks[disk.node])
@@ -271,6 +271,14 @@ def _why_not(subject: Subject, disk: Disk) -> str:
     if not same:
         return f"'{disk.file}' is another file to the guest's QEMU, in a mount namespace of its own"
     return "" if stat.S_ISREG(about.st_mode) else f"'{disk.file}' is not a file"
+
+
+def _why_not_by_libvirt(domain: Domain, disk: Disk) -> str:
+    if not disk.target:
+        return "libvirt has no name for it"
+    if not domain.call("isPersistent", lambda each: each.isPersistent()):
+        return "the domain is transient: whoever creates it anew names the image of now"
+    return ""
 
 
 def _check_length(subject: Subject, disk: Disk, stack: layers.Stack) -> None:

@@ -6,14 +6,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
-from typing import Container, Mapping, Sequence
+from typing import Callable, Container, Mapping, Sequence
 
 from ansible_collections.livesnap.qemu.plugins.module_utils._errors import RefusedError
 from ansible_collections.livesnap.qemu.plugins.module_utils._guest.disks import Disk
 
-#: What `auto` is for a guest that is reached by QMP.
-AUTO = "backup"
-NONE = "none"
+AUTO, NONE = "auto", "none"
 
 
 @dataclass(frozen=True)
@@ -29,9 +27,11 @@ def select(
     wanted: Sequence[Mapping[str, str]],
     default: str,
     known: Container[str],
+    auto: Callable[[Disk], str],
 ) -> Selection:
     """The first entry that matches a disk decides; a writable disk that none matches is captured.
 
+    `auto` says what that scheme is for a disk.
     An entry matches by device id, qdev id, node name or serial, also as a shell pattern. One that
     matches nothing is refused: it is a slip of the pen that would leave a disk out, or in.
     """
@@ -40,13 +40,13 @@ def select(
     excluded: list[Disk] = []
     seen: set[str] = set()
     for disk in disks:
-        scheme = _auto(default)
+        scheme = default
         explicit = False
         for index, entry in enumerate(wanted):
             if any(_fits(name, entry["match"]) for name in disk.names):
                 used.add(index)
                 if not explicit:
-                    scheme, explicit = _auto(entry.get("scheme") or "auto"), True
+                    scheme, explicit = entry.get("scheme") or AUTO, True
         usable = disk.inserted and bool(disk.node)
         if explicit and scheme != NONE and not usable:
             raise RefusedError(
@@ -57,6 +57,8 @@ def select(
         if scheme == NONE or not usable or (disk.read_only and not explicit):
             excluded.append(disk)
             continue
+        if scheme == AUTO:
+            scheme = auto(disk)
         if scheme not in known:
             raise RefusedError(
                 f"disk scheme '{scheme}' of disk '{disk.label}' is not known",
@@ -77,10 +79,6 @@ def select(
             "unknown_disk",
         )
     return Selection(chosen, excluded)
-
-
-def _auto(scheme: str) -> str:
-    return AUTO if scheme == "auto" else scheme
 
 
 def _fits(name: str, pattern: str) -> bool:

@@ -113,8 +113,10 @@ def _scheme(
     """Why this scheme cannot capture the disks that are captured unless something else is asked."""
 
     def check() -> None:
-        chosen = select(facts.disks, spec.disks, name, SCHEMES).chosen
-        captured.check(preflight.subject(spec, process), qmp, chosen)
+        whose = preflight.subject(spec, process)
+        auto = captured.automatic(whose, qmp)
+        chosen = select(facts.disks, spec.disks, name, SCHEMES, auto).chosen
+        captured.check(whose, qmp, chosen)
 
     return said(check)
 

@@ -17,7 +17,7 @@ def chains(guest: Guest | Domain) -> list[list[str]]:
     found = []
     with guest.look() as qmp:
         for block in qmp.execute("query-block"):
-            image, files = block["inserted"]["image"], []
+            image, files = block.get("inserted", {}).get("image"), []
             while image:
                 files.append(image["filename"])
                 image = image.get("backing-image")

@@ -1,0 +1,105 @@
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Hypervisors on this machine, each with a network, an sshd, a /run and a /usr/local of its own."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import socket
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+PORT = 2222
+#: What is private to one, before its sshd begins.
+_ENTER = """
+set -e
+lower=$(mktemp -d "$1/XXXXXX")
+mount --bind /usr/local "$lower"
+mount -t tmpfs -o mode=755 tmpfs /run
+mkdir -p /run/sshd /run/upper /run/work
+mount -t overlay -o lowerdir="$lower",upperdir=/run/upper,workdir=/run/work overlay /usr/local
+exec /usr/sbin/sshd -D -f "$1/sshd_config" -E "$1/sshd.log"
+"""
+
+
+def _run(*argv: str) -> None:
+    subprocess.run(argv, check=True, capture_output=True, timeout=30)
+
+
+class Hypervisor:
+    """One of them; number from 1 to 250."""
+
+    def __init__(self, number: int, folder: Path) -> None:
+        self.folder = folder
+        self.name = f"lshv{os.getpid() % 100000}-{number}"
+        self.address, self._ours = f"10.213.{number}.2", f"10.213.{number}.1"
+        self._link = f"lshv{os.getpid() % 100000}{number}"
+        self._server: subprocess.Popen[bytes] | None = None
+
+    def __enter__(self) -> Hypervisor:
+        self.folder.mkdir()
+        for name in ("host", "key"):
+            _run("ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", str(self.folder / name))
+        (self.folder / "sshd_config").write_text(
+            f"Port {PORT}\nListenAddress {self.address}\nHostKey {self.folder}/host\nPidFile none\n"
+            f"UsePAM no\nStrictModes no\nPermitRootLogin yes\nPasswordAuthentication no\n"
+            f"AuthorizedKeysFile {self.folder}/key.pub\nMaxStartups 100\n"
+            "Subsystem sftp internal-sftp\n")
+        _run("ip", "netns", "add", self.name)
+        try:
+            _run("ip", "link", "add", self._link, "type", "veth", "peer", "name", "net",
+                 "netns", self.name)
+            _run("ip", "addr", "add", f"{self._ours}/30", "dev", self._link)
+            _run("ip", "link", "set", self._link, "up")
+            for words in (f"addr add {self.address}/30 dev net", "link set net up",
+                          "link set lo up"):
+                _run("ip", "-n", self.name, *words.split())
+        except BaseException:
+            self.__exit__()
+            raise
+        return self
+
+    def start(self) -> None:
+        """It can be reached from now on."""
+        self._server = subprocess.Popen(
+            ["ip", "netns", "exec", self.name, "unshare", "--mount", "sh", "-c", _ENTER, "sh",
+             str(self.folder)], start_new_session=True)
+        for _attempt in range(100):
+            with contextlib.suppress(OSError), socket.create_connection((self.address, PORT), 1):
+                return
+            time.sleep(0.1)
+        raise AssertionError((self.folder / "sshd.log").read_text())
+
+    def variables(self, **more: Any) -> dict[str, Any]:
+        """What the inventory says of it."""
+        return {
+            "ansible_connection": "ssh", "ansible_host": self.address, "ansible_port": PORT,
+            "ansible_user": "root", "ansible_python_interpreter": "/usr/bin/python3",
+            "ansible_ssh_private_key_file": str(self.folder / "key"),
+            "ansible_ssh_common_args": "-o StrictHostKeyChecking=no -o ConnectTimeout=5"
+            " -o UserKnownHostsFile=/dev/null -o ControlMaster=no", **more}
+
+    def __exit__(self, *_error: object) -> None:
+        if self._server is not None:
+            os.killpg(self._server.pid, signal.SIGTERM)
+            self._server.wait(timeout=10)
+        subprocess.run(["ip", "link", "del", self._link], check=False, capture_output=True)
+        subprocess.run(["ip", "netns", "del", self.name], check=False, capture_output=True)
+
+
+@contextlib.contextmanager
+def hypervisors(count: int, folder: Path) -> Iterator[list[Hypervisor]]:
+    """So many, none of which can be reached yet."""
+    # ip mounts it for the first namespace, and leaves it.
+    names = Path("/run/netns")
+    made = not names.is_mount()
+    with contextlib.ExitStack() as stack:
+        if made:
+            stack.callback(subprocess.run, ["umount", str(names)], check=False, timeout=10)
+        yield [stack.enter_context(Hypervisor(number + 1, folder / f"hv{number + 1}"))
+               for number in range(count)]

@@ -74,11 +74,15 @@ def problem(folder: Path, *commands: dict[str, Any], **params: Any) -> str:
 
 def left(folder: Path) -> list[str]:
     """Files and processes of clones of the guest."""
-    found = [str(path) for path in (folder.parent / ".clones").glob("**/*")]
-    run = Path("/run/livesnap/clone") / NAME
-    for path in run.glob("*"):
-        found.append(str(path))
-        found += [f"process {pid}" for pid, _start in launch.processes_in(str(path))]
+    # Folders vanish while this looks, which Path.glob() does not bear.
+    found = [os.path.join(top, name)
+             for top, folders, names in os.walk(folder.parent / ".clones")
+             for name in (*folders, *names)]
+    for top, folders, _names in os.walk(Path("/run/livesnap/clone") / NAME):
+        for path in (os.path.join(top, name) for name in folders):
+            found.append(path)
+            found += [f"process {pid}" for pid, _start in launch.processes_in(path)]
+        break
     return found
 
 

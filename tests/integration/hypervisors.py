@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import signal
 import socket
@@ -83,6 +84,26 @@ class Hypervisor:
             "ansible_ssh_private_key_file": str(self.folder / "key"),
             "ansible_ssh_common_args": "-o StrictHostKeyChecking=no -o ConnectTimeout=5"
             " -o UserKnownHostsFile=/dev/null -o ControlMaster=no", **more}
+
+    def sessions(self) -> list[int]:
+        """The processes of sshd that serve its connections."""
+        names = subprocess.run(["ip", "netns", "pids", self.name], check=True, capture_output=True,
+                               text=True, timeout=10).stdout.split()
+        server = self._server.pid if self._server is not None else 0
+        found = []
+        for pid in map(int, names):
+            with contextlib.suppress(OSError):
+                if pid != server and Path(f"/proc/{pid}/comm").read_text() == "sshd\n":
+                    found.append(pid)
+        return found
+
+    def phase(self, qemu: int | None) -> str:
+        """What the owner of the snapshot of a QEMU is at, if there is one."""
+        run = Path(f"/proc/{self._server.pid}/root/run/livesnap/guest" if self._server else "/")
+        for path in run.glob(f"{qemu}-*/progress.json"):
+            with contextlib.suppress(OSError, ValueError):
+                return str(json.loads(path.read_text()).get("phase"))
+        return ""
 
     def __exit__(self, *_error: object) -> None:
         if self._server is not None:

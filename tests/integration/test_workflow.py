@@ -4,8 +4,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
-from collections.abc import Iterator
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -29,12 +34,35 @@ class Runner:
 
     def run(self, playbook: str, hosts: dict[str, Any], **variables: Any) -> tuple[int, str]:
         """Exit code and output of a playbook over these hosts."""
-        inventory = {"hypervisors": {"hosts": hosts, "vars": variables}}
-        (self.folder / "inventory" / "hosts.yml").write_text(yaml.safe_dump(inventory))
+        self._inventory(hosts, variables)
         done = self.controller.command(
             str(VENV / "ansible-runner"), "run", str(self.folder), "--ident", playbook,
-            "-p", str(self.checkout / "playbooks" / f"{playbook}.yml"))
+            "-p", self._path(playbook))
         return done.returncode, done.stdout
+
+    @contextlib.contextmanager
+    def started(
+        self, playbook: str, hosts: dict[str, Any], **variables: Any
+    ) -> Iterator[subprocess.Popen[bytes]]:
+        """The same by ansible-playbook, with a session of its own; its words go nowhere."""
+        self._inventory(hosts, variables)
+        argv = [VENV / "ansible-playbook", "-i", self.folder / "inventory", self._path(playbook)]
+        ansible = subprocess.Popen(
+            argv, env=self.controller.environment, start_new_session=True,
+            stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        try:
+            yield ansible
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(ansible.pid, signal.SIGKILL)
+            ansible.wait(10)
+
+    def _path(self, playbook: str) -> str:
+        return str(self.checkout / "playbooks" / f"{playbook}.yml")
+
+    def _inventory(self, hosts: dict[str, Any], variables: dict[str, Any]) -> None:
+        inventory = {"hypervisors": {"hosts": hosts, "vars": variables}}
+        (self.folder / "inventory" / "hosts.yml").write_text(yaml.safe_dump(inventory))
 
     def artifacts(self, playbook: str) -> dict[str, Any]:
         """What the job hands on to the next."""
@@ -54,19 +82,29 @@ def four() -> Iterator[list[Guest]]:
         yield [*made, stack.enter_context(Guest(**SMALL, agent="hung"))]
 
 
-@pytest.fixture
-def three(tmp_path: Path) -> Iterator[list[Hypervisor]]:
-    with hypervisors(3, tmp_path) as made:
+@pytest.fixture(scope="module")
+def runner(
+    controller: Controller, checkout: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Runner:
+    return Runner(controller, checkout, tmp_path_factory.mktemp("runner"))
+
+
+@pytest.fixture(scope="module")
+def three(runner: Runner, tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[Hypervisor]]:
+    """Two that are prepared, and one that is down."""
+    with hypervisors(3, tmp_path_factory.mktemp("hypervisors")) as made:
+        for each in made[:2]:
+            each.start()
+        code, text = runner.run("host", {each.name: each.variables() for each in made})
+        assert code != 0 and text.count("failed=0") == 3, text
+        assert f"{made[2].name}" in text and text.count("unreachable=1") == 1, text
         yield made
 
 
 def test_what_is_well_succeeds_and_the_rest_is_said(
-    controller: Controller, checkout: Path, four: list[Guest], three: list[Hypervisor],
-    tmp_path: Path,
+    runner: Runner, four: list[Guest], three: list[Hypervisor], tmp_path: Path
 ) -> None:
     one, two, down = three
-    one.start()
-    two.start()
     fine, locked, other, hung = four
     stores = [tmp_path / f"store{number}" for number in range(3)]
     for store in stores:
@@ -82,9 +120,6 @@ def test_what_is_well_succeeds_and_the_rest_is_said(
             livesnap_metrics=str(stores[number] / "livesnap.prom"))
         for number, hypervisor in enumerate((one, two, down))
     }
-    runner = Runner(controller, checkout, tmp_path / "runner")
-    code, text = runner.run("host", hosts)
-    assert code != 0 and "hv3" in text and "unreachable=1" in text
     with locked.qmp():
         code, text = runner.run("snapshot", hosts, snapshot_slot=SLOT)
     assert code != 0
@@ -109,3 +144,44 @@ def test_what_is_well_succeeds_and_the_rest_is_said(
         assert [each["result"] for each in state["verdicts"]] == ["passed"]
     for guest in four[:3]:
         guest.counts()
+
+
+def cut(hypervisor: Hypervisor, _ansible: subprocess.Popen[bytes]) -> None:
+    """All of its connections end at once; what runs there by itself runs on."""
+    for pid in hypervisor.sessions():
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+
+
+def kill(_hypervisor: Hypervisor, ansible: subprocess.Popen[bytes]) -> None:
+    """The controller is gone."""
+    os.killpg(ansible.pid, signal.SIGKILL)
+
+
+@pytest.mark.parametrize("how", [cut, kill])
+@pytest.mark.parametrize("phase", ["before", "sweep"])
+def test_nobody_is_there_any_more(
+    runner: Runner, four: list[Guest], three: list[Hypervisor], store: Path, phase: str,
+    how: Callable[[Hypervisor, subprocess.Popen[bytes]], None],
+) -> None:
+    """The hypervisor ends what it was told, and the next run finds it."""
+    hypervisor, guest = three[0], four[0]
+    slow = {"bandwidth": "24M", "compression": "none",
+            "before": [{"command": ["/bin/sleep", "2"]}]}
+    hosts = {"hv1": hypervisor.variables(
+        livesnap_guests=[entry(guest, "fine", **slow)], livesnap_store=str(store))}
+    with runner.started("snapshot", hosts, snapshot_slot=SLOT) as ansible:
+        end = time.monotonic() + 60
+        while hypervisor.phase(guest.pid) != phase:
+            assert ansible.poll() is None and time.monotonic() < end
+            time.sleep(0.05)
+        how(hypervisor, ansible)
+        # One whose connections were cut asks again, and may end well.
+        ansible.wait(60)
+    manifest = store / "fine" / f"hourly-{SLOT}" / "manifest.json"
+    while not manifest.exists():
+        assert time.monotonic() < end
+        time.sleep(0.1)
+    guest.counts()
+    code, text = runner.run("snapshot", hosts, snapshot_slot=SLOT)
+    assert code == 0 and "unchanged  fine: " in text, text

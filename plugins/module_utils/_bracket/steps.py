@@ -153,14 +153,14 @@ def _cont(run: Run) -> None:
     else:
         quiet.cont(run)
     run.instant = True
-    if run.disks is not None:
-        # Where the connection is lost just now, looking after the copies does the same.
-        with contextlib.suppress(QmpError):
-            run.disks.slow_down(run.qmp)
 
 
 def _thaw(run: Run) -> None:
     quiet.thaw(run)
+    if run.disks is not None:
+        # Where the connection is lost just now, looking after the copies does the same.
+        with contextlib.suppress(QmpError):
+            run.disks.set_speed(run.qmp)
     if run.guard is not None:
         run.guard.running()
     run.limit = Limit(None, "")

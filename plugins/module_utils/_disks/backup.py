@@ -164,10 +164,10 @@ class Backup(Scheme):
         for jobs in self._jobs:
             jobs.commit(qmp, timeout)
 
-    def slow_down(self, qmp: Connection) -> None:
+    def set_speed(self, qmp: Connection) -> None:
         """As option disk_bandwidth says."""
         for jobs in self._jobs:
-            jobs.slow_down(qmp)
+            jobs.set_speed(qmp)
 
     def poll(self, qmp: Connection) -> tuple[bool, int, int]:
         """(all are done, bytes copied, bytes in all). Raises LivesnapError when one failed."""

@@ -109,10 +109,10 @@ class CapturedDisks:
         for scheme in self._schemes:
             scheme.commit(qmp, timeout)
 
-    def slow_down(self, qmp: Connection) -> None:
-        """The guest runs on: copies that could not begin slowly are slowed down."""
+    def set_speed(self, qmp: Connection) -> None:
+        """The guest runs on: copies get their speed."""
         for scheme in self._schemes:
-            scheme.slow_down(qmp)
+            scheme.set_speed(qmp)
 
     def poll(self, qmp: Connection) -> tuple[bool, int, int]:
         """(all are done, bytes copied, bytes in all). Raises LivesnapError when one failed."""

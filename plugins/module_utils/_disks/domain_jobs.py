@@ -43,7 +43,7 @@ class DomainJobs:
         self._targets = targets
         self._owner = owner
         self._xml = ""
-        self._is_slow = False
+        self._has_speed = False
 
     def prepare(self, qmp: Connection) -> None:
         """Write down what is asked of libvirt. Nothing is copied yet."""
@@ -67,7 +67,7 @@ class DomainJobs:
 
     def poll(self, qmp: Connection) -> tuple[bool, int, int]:
         """(all are done, bytes copied, bytes in all). Raises LivesnapError when it failed."""
-        self.slow_down(qmp)
+        self.set_speed(qmp)
         domain, libvirt = as_domain(qmp), _deps.libvirt
         total = sum(target.disk.virtual_bytes for target in self._targets)
         stats: dict[str, Any] = domain.call("jobStats", lambda each: each.jobStats())
@@ -84,11 +84,11 @@ class DomainJobs:
             )
         return True, total, total
 
-    def slow_down(self, qmp: Connection) -> None:
+    def set_speed(self, qmp: Connection) -> None:
         """A backup job of libvirt's cannot begin with a speed. Done once."""
         flags = _deps.libvirt.VIR_DOMAIN_BLOCK_JOB_SPEED_BANDWIDTH_BYTES
         domain = as_domain(qmp)
-        for target in [] if self._is_slow else [each for each in self._targets if each.speed]:
+        for target in [] if self._has_speed else [each for each in self._targets if each.speed]:
             try:
                 given = (target.disk.target, target.speed, flags)
                 domain.call("blockJobSetSpeed", functools.partial(_set_speed, given=given))
@@ -96,7 +96,7 @@ class DomainJobs:
                 # This disk is copied already.
                 if err.code != _deps.libvirt.VIR_ERR_OPERATION_INVALID:
                     raise
-        self._is_slow = True
+        self._has_speed = True
 
     def remove(self, qmp: Connection) -> None:
         """End the job, if it is ours and runs. Of one that ended libvirt leaves nothing."""

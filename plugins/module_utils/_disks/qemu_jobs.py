@@ -14,7 +14,14 @@ from ansible_collections.livesnap.qemu.plugins.module_utils._connection.connecti
 )
 from ansible_collections.livesnap.qemu.plugins.module_utils._disks import bitmaps, leftovers
 from ansible_collections.livesnap.qemu.plugins.module_utils._disks.target import FORMAT, Target
-from ansible_collections.livesnap.qemu.plugins.module_utils._errors import LivesnapError
+from ansible_collections.livesnap.qemu.plugins.module_utils._errors import (
+    LivesnapError,
+    QmpCommandError,
+)
+
+#: Bytes a second while the guest stands still: QEMU, busy with copies, answers later. What the
+#: guest overwrites is copied at once all the same.
+_STANDING = 1
 
 
 class QemuJobs:
@@ -24,6 +31,7 @@ class QemuJobs:
         """All names in QEMU begin with the prefix."""
         self._prefix = prefix
         self._targets = targets
+        self._has_speed = False
 
     def prepare(self, qmp: Connection) -> None:
         """Open the targets in QEMU. Nothing is copied yet."""
@@ -57,7 +65,7 @@ class QemuJobs:
                         "device": target.disk.node,
                         "target": target.node,
                         **_sync(target),
-                        "speed": target.speed,
+                        "speed": _STANDING,
                         "compress": target.compressed,
                         "auto-dismiss": False,
                     },
@@ -68,11 +76,22 @@ class QemuJobs:
     def commit(self, qmp: Connection, timeout: float) -> None:
         """The transaction has done it all."""
 
-    def slow_down(self, qmp: Connection) -> None:
-        """They began with their speed."""
+    def set_speed(self, qmp: Connection) -> None:
+        """As option disk_bandwidth says, or as fast as they can. Done once."""
+        for target in [] if self._has_speed else self._targets:
+            name = f"{target.node}-job"
+            try:
+                qmp.execute("block-job-set-speed", {"device": name, "speed": target.speed})
+            except QmpCommandError:
+                # One that has nothing to copy is done by now.
+                jobs = leftovers.jobs(qmp, self._prefix)
+                if any(job["id"] == name and job["status"] == "running" for job in jobs):
+                    raise
+        self._has_speed = True
 
     def poll(self, qmp: Connection) -> tuple[bool, int, int]:
         """(all are done, bytes copied, bytes in all). Raises LivesnapError when one failed."""
+        self.set_speed(qmp)
         found = {str(job["id"]): job for job in leftovers.jobs(qmp, self._prefix)}
         finished, done, total = True, 0, 0
         for target in self._targets:

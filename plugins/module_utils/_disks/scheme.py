@@ -79,7 +79,7 @@ class Image:
 class Scheme(ABC):
     """The disks of one snapshot that are captured in one way.
 
-    prepare, commit, slow_down, poll, finish come in this order; undo may come at any time. The
+    prepare, commit, set_speed, poll, finish come in this order; undo may come at any time. The
     guest stands still in commit alone, and for the transaction with the actions of all schemes
     right before it.
     """
@@ -122,8 +122,8 @@ class Scheme(ABC):
     def commit(self, qmp: Connection, timeout: float) -> None:
         """The guest is stopped, its writes are in its images: the disks of this instant."""
 
-    def slow_down(self, qmp: Connection) -> None:  # noqa: B027 - most have nothing to slow down
-        """The guest runs on: copies that could not begin slowly are slowed down."""
+    def set_speed(self, qmp: Connection) -> None:  # noqa: B027 - most copy nothing
+        """The guest runs on: copies get their speed."""
 
     def poll(self, qmp: Connection) -> tuple[bool, int, int]:
         """(all is done, bytes copied, bytes in all). Raises LivesnapError when a copy failed."""

@@ -33,7 +33,10 @@ FIRST = (
 # Files that share a prepared hypervisor. The rest are a piece, too.
 SHARES = (
     ("test_each_option", "test_host", "test_prune", "test_restore"),
-    ("test_fleet", "test_awx", "test_execution_environment", "test_killed", "test_libvirt"),
+    (
+        *("test_fleet", "test_awx", "test_execution_environment", "test_killed", "test_libvirt"),
+        *("test_half_a_day", "test_workflow"),
+    ),
 )
 # What a piece may find changed by another, in words of footprint; all is compared at the very end.
 OF_OTHERS = "loop devices,/dev/shm,KSM,/var/lib/livesnap"

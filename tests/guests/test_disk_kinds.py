@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import random
 import subprocess
@@ -119,8 +120,11 @@ def test_each_is_captured_as_it_is(
     result = store.take(many, "all", memory=False)
     disks = {disk["match"]: disk for disk in result["snapshot"]["disks"]}
     named = {disk["node"]: disk for disk in disks.values()} | disks
-    # Neither the drive without a medium nor what nobody can write to.
     assert len(disks) == len(kinds) + 1
+    # The drive without a medium, and what nobody can write to.
+    excluded = json.loads((folder_of(result) / "manifest.json").read_text())["excluded_disks"]
+    assert len(excluded) == 2
+    assert {"empty", "fixed"} <= {word for each in excluded for word in each.values()}
     for name, kind in kinds.items():
         same(kind.image, kind.format, folder_of(result) / named[name]["file"], "qcow2")
     well(many)

@@ -34,8 +34,8 @@ def judged(store: TestStore, guest: Guest, name: str, pages: int) -> str:
     """verdict() of its increment, and of its layer wherever that is now."""
     place = Store(str(store.path))
     found = listing.look(place, guest.options.name, name)
-    copied, layer = found["disks"]
-    images = [folder_of({"snapshot": found}) / copied["file"], Path(layer["covered"])]
+    disks = found["disks"]
+    images = [folder_of({"snapshot": found}) / disks[0]["file"], Path(disks[1]["covered"])]
     return verdict(guest, {"snapshot": found}, pages, images)
 
 

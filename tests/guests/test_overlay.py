@@ -7,7 +7,6 @@ from __future__ import annotations
 import os
 import random
 import signal
-import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -28,6 +27,7 @@ from bracket_kit import clean, fault, wait, well
 from lab import DiskSpec, Guest
 from overlay_kit import alone, chains, entries, judged
 from taking import TestStore, folder_of, helper, verdict
+from test_bad_input import mounted
 
 DISKS = (DiskSpec(), DiskSpec(format="qcow2"))
 
@@ -267,24 +267,14 @@ def test_bitmaps_of_others(pair: Guest, store: TestStore) -> None:
     clean(pair)
 
 
-def test_what_cannot_be_covered_is_refused(
-        make_guest: Callable[..., Guest], store: TestStore, tmp_path: Path) -> None:
-    server = tmp_path / "socket"
-    image = tmp_path / "far.raw"
-    image.write_bytes(bytes(1 << 20))
-    export = subprocess.Popen(["qemu-nbd", "-t", "-f", "raw", "-k", str(server), str(image)])
-    try:
-        wait(server.exists, 20)
-        guest = make_guest(name="far", args=(
-            "-blockdev", f"driver=nbd,node-name=far,server.type=unix,server.path={server}",
-            "-device", "virtio-blk-pci,drive=far"))
-        with pytest.raises(LivesnapError, match="'overlay': its format is 'nbd'"):
-            take(store, guest, "one")
-        take(store, guest, "one", disks=[{"match": "far", "scheme": "none"}])
-        remove_snapshot(store.spec(guest, "one"))
-        alone_of_disk = chains(guest)[0]
-        assert alone_of_disk == [str(guest.disk_paths[0])]
-        guest.stop()
-    finally:
-        export.terminate()
-        export.wait()
+def test_what_has_no_room_is_refused(store: TestStore, tmp_path: Path) -> None:
+    """Beside the image; other kinds of disks are refused in test_disk_kinds.py."""
+    with mounted(tmp_path / "small", "24m") as folder:
+        disks = (DiskSpec(), DiskSpec(16, folder=str(folder)))
+        with Guest(name="narrow", disks=disks) as guest:
+            with pytest.raises(LivesnapError, match="its folder has no room for what the guest"):
+                take(store, guest, "one")
+            take(store, guest, "one", disks=[{"match": "disk1", "scheme": "none"}])
+            remove_snapshot(store.spec(guest, "one"))
+            alone(guest)
+            clean(guest)

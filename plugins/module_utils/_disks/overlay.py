@@ -50,7 +50,8 @@ from ansible_collections.livesnap.qemu.plugins.module_utils._errors import (
 from ansible_collections.livesnap.qemu.plugins.module_utils._guest.address import reached
 from ansible_collections.livesnap.qemu.plugins.module_utils._guest.disks import FORMATS, Disk
 from ansible_collections.livesnap.qemu.plugins.module_utils._run import run_bounded
-from ansible_collections.livesnap.qemu.plugins.module_utils._store import files, names
+from ansible_collections.livesnap.qemu.plugins.module_utils._store import files, names, space
+from ansible_collections.livesnap.qemu.plugins.module_utils._units import format_size
 
 FORMAT = "qcow2"
 #: The choice of option when_chain_full by which the oldest snapshot goes (_bracket/full.py).
@@ -270,7 +271,12 @@ def _why_not(subject: Subject, disk: Disk) -> str:
         return f"'{disk.file}' cannot be looked at: {err.strerror}"
     if not same:
         return f"'{disk.file}' is another file to the guest's QEMU, in a mount namespace of its own"
-    return "" if stat.S_ISREG(about.st_mode) else f"'{disk.file}' is not a file"
+    if not stat.S_ISREG(about.st_mode):
+        return f"'{disk.file}' is not a file"
+    free = space.free_bytes(Path(disk.file).parent)
+    if free < space.SLACK:
+        return f"its folder has no room for what the guest writes: {format_size(free)} are free"
+    return ""
 
 
 def _why_not_by_libvirt(domain: Domain, disk: Disk) -> str:

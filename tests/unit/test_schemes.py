@@ -13,7 +13,7 @@ from ansible_collections.livesnap.qemu.plugins.module_utils import _options
 from ansible_collections.livesnap.qemu.plugins.module_utils._connection.connection import (
     Connection,
 )
-from ansible_collections.livesnap.qemu.plugins.module_utils._disks import captured
+from ansible_collections.livesnap.qemu.plugins.module_utils._disks import captured, uncover
 from ansible_collections.livesnap.qemu.plugins.module_utils._disks.scheme import (
     Image,
     Making,
@@ -22,10 +22,14 @@ from ansible_collections.livesnap.qemu.plugins.module_utils._disks.scheme import
     Subject,
 )
 from ansible_collections.livesnap.qemu.plugins.module_utils._disks.table import OUTSIDE, SCHEMES
-from ansible_collections.livesnap.qemu.plugins.module_utils._errors import LivesnapError
+from ansible_collections.livesnap.qemu.plugins.module_utils._errors import (
+    LivesnapError,
+    RefusedError,
+)
 from ansible_collections.livesnap.qemu.plugins.module_utils._guest.disks import Disk
 from ansible_collections.livesnap.qemu.plugins.module_utils._guest.process import QemuProcess
 from ansible_collections.livesnap.qemu.plugins.module_utils._store import manifest
+from ansible_collections.livesnap.qemu.plugins.module_utils._store.layout import Store
 
 SAID: list[str] = []
 
@@ -184,3 +188,22 @@ def test_a_manifest_says_where_each_disk_is() -> None:
     assert check([{**elsewhere, "scheme": "overlay", **layers, "overlay": None}])
     for wrong in ({"covered": "d.qcow2"}, {"overlay": "/etc/passwd"}, {"covered": None}):
         assert not check([{**elsewhere, "scheme": "overlay", **layers, **wrong}])
+
+
+def test_a_refused_removal_leaves_what_nothing_covers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A mock of a snapshot with a disk of each kind, of which one cannot be merged now."""
+    layer = tmp_path / "d.raw.livesnap-1a2b3c4d.qcow2"
+    layer.touch()
+
+    def refuse(*_given: object) -> None:
+        raise RefusedError("the guest is off")
+
+    disks = [{"overlay": None, "covered": str(layer)}, {"overlay": "/over", "covered": "/d"}]
+    monkeypatch.setattr(uncover, "_layers", lambda _folder: disks)
+    monkeypatch.setattr(uncover, "_covers", lambda *_given: ["a cover"])
+    monkeypatch.setattr(uncover, "_merge", refuse)
+    with pytest.raises(RefusedError):
+        uncover.uncover(Store(str(tmp_path)), "web1", "one")
+    assert layer.exists()

@@ -70,9 +70,12 @@ def uncover(store: Store, guest: str, name: str) -> None:
     folder = store.snapshot(guest, name)
     disks = _layers(folder)
     covers = _covers(store, guest, [disk for disk in disks if disk["overlay"] is not None])
+    if covers:
+        _merge(folder, covers)
     _drop(store, guest, folder, [disk for disk in disks if disk["overlay"] is None])
-    if not covers:
-        return
+
+
+def _merge(folder: Path, covers: Sequence[_Cover]) -> None:
     locked = {folder, *(each.upper for each in covers if each.upper is not None)}
     with contextlib.ExitStack() as stack:
         for each in sorted(locked):
@@ -107,11 +110,12 @@ def _drop(store: Store, guest: str, folder: Path, disks: Sequence[Mapping[str, A
     have made that."""
     if not disks:
         return
-    _mark(folder)
-    for disk in disks:
-        tell_uncovered(store, guest, disk["covered"])
-        if names.is_layer(disk["covered"]):
-            overlay.remove(disk["covered"])
+    with chain.locked(folder, _LOCK_LIMIT):
+        _mark(folder)
+        for disk in disks:
+            tell_uncovered(store, guest, disk["covered"])
+            if names.is_layer(disk["covered"]):
+                overlay.remove(disk["covered"])
 
 
 def _layers(folder: Path) -> list[dict[str, Any]]:

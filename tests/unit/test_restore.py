@@ -236,6 +236,19 @@ def test_images_that_cannot_go_back(tmp_path: Path) -> None:
 
 
 @needs_qemu_img
+def test_a_layer_whose_lower_ones_were_merged(tmp_path: Path) -> None:
+    covered, path = image(tmp_path / "covered"), image(tmp_path / "disk")
+    entry = disk(covered, path, "qcow2")
+    gone = {"below": [str(tmp_path / "gone")]}
+    layers = {"scheme": "overlay", "covered": str(covered), "source": {**entry["source"], **gone}}
+    where = [Place(str(path), "qcow2")]
+    found, _lost = disks.exchanges_of(
+        tmp_path, [{**entry, **layers}], where, "m", QEMU_IMG, True
+    )
+    assert found[0].source == str(covered)
+
+
+@needs_qemu_img
 def test_what_would_be_lost(tmp_path: Path) -> None:
     source, path = image(tmp_path / "source"), image(tmp_path / "disk")
     subprocess.run([QEMU_IMG, "snapshot", "-c", "theirs", str(path)], check=True)

@@ -111,11 +111,14 @@ def exchanges_of(
 
 
 def _stored(disk: Mapping[str, Any]) -> int:
-    """Bytes that a disk of a snapshot has, layers below it included."""
+    """Bytes that a disk of a snapshot has, layers below it included.
+
+    Of these some may have been merged into others since.
+    """
     if disk.get("covered") is None:
         return int(disk["stored_bytes"])
     layers = (disk["covered"], *disk["source"].get("below", ()))
-    return sum(os.stat(file).st_blocks * 512 for file in layers)
+    return sum(os.stat(file).st_blocks * 512 for file in layers if os.path.exists(file))
 
 
 def _check_file(label: str, path: str) -> None:

@@ -157,6 +157,15 @@ class Domain(Connection):
         flags = _deps.libvirt.VIR_DOMAIN_XML_SECURE
         return str(self.call("dumpxml", lambda domain: domain.XMLDesc(flags), timeout))
 
+    def definition(self) -> str:
+        """What libvirt starts it with, whether it runs or not; secrets included."""
+        flags = _deps.libvirt.VIR_DOMAIN_XML_SECURE | _deps.libvirt.VIR_DOMAIN_XML_INACTIVE
+        return str(self.call("dumpxml", lambda domain: domain.XMLDesc(flags)))
+
+    def define(self, xml: str) -> None:
+        """Have libvirt start it with that from now on."""
+        self.call("defineXML", lambda domain: domain.connect().defineXML(xml))
+
     def wait_idle(self, timeout: float) -> None:
         """Until no job (a migration, a save, a backup) is under way on it, or RefusedError."""
         end = time.monotonic() + timeout

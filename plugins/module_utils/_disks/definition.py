@@ -9,7 +9,6 @@ import xml.etree.ElementTree as ET
 from collections.abc import Iterator
 from typing import Any, Mapping, Optional
 
-from ansible_collections.livesnap.qemu.plugins.module_utils import _deps
 from ansible_collections.livesnap.qemu.plugins.module_utils._connection.domain import Domain
 from ansible_collections.livesnap.qemu.plugins.module_utils._errors import (
     QmpConnectError,
@@ -58,19 +57,14 @@ class Definition:
         """Whether a disk's image, the one that is written to, is that file."""
         return any(
             source.get("file") == file
-            for source in ET.fromstring(self._xml()).iterfind("./devices/disk/source")
+            for source in ET.fromstring(self._domain.definition()).iterfind("./devices/disk/source")
         )
 
     def leave_out(self, over: str, covered: str, kind: str) -> None:
         """Have it name an image no more, but the one that it covers, which has all of it."""
-        old = self._xml()
-        new = without_layer(old, over, covered, kind)
+        new = without_layer(self._domain.definition(), over, covered, kind)
         if new is not None:
-            self._domain.call("defineXML", lambda each: each.connect().defineXML(new))
-
-    def _xml(self) -> str:
-        flags = _deps.libvirt.VIR_DOMAIN_XML_SECURE | _deps.libvirt.VIR_DOMAIN_XML_INACTIVE
-        return str(self._domain.call("dumpxml", lambda each: each.XMLDesc(flags)))
+            self._domain.define(new)
 
 
 def _find(address: DomainAddress) -> Optional[Domain]:

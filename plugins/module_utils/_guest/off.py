@@ -89,11 +89,9 @@ class OffGuest:
 
 def read_off(domain: Domain) -> OffGuest:
     """Ask libvirt. RefusedError where the domain runs by now."""
-    libvirt = _deps.libvirt
-    flags = libvirt.VIR_DOMAIN_XML_SECURE | libvirt.VIR_DOMAIN_XML_INACTIVE
-    xml = str(domain.call("dumpxml", lambda each: each.XMLDesc(flags)))
+    xml = domain.definition()
     state, reason = domain.call("state", lambda each: each.state())
-    if state != libvirt.VIR_DOMAIN_SHUTOFF:
+    if state != _deps.libvirt.VIR_DOMAIN_SHUTOFF:
         raise RefusedError(
             f"domain '{domain.name}', which was off, was started meanwhile",
             "nothing was done: run again, and it is captured while it runs",

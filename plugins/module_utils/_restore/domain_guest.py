@@ -7,7 +7,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, Mapping, Optional, Sequence
 
-from ansible_collections.livesnap.qemu.plugins.module_utils import _deps
 from ansible_collections.livesnap.qemu.plugins.module_utils._connection import saved
 from ansible_collections.livesnap.qemu.plugins.module_utils._connection.connection import (
     Connection,
@@ -79,7 +78,7 @@ class DomainGuest(Guest):
     def definition(cls, address: DomainAddress) -> str:
         """What libvirt starts a domain with."""
         with Domain.find(address.uri, address.domain) as domain:
-            return _definition(domain)
+            return domain.definition()
 
     def check(self, snapshot_xml: str) -> None:
         """Refuse what libvirt would not bring back as it was."""
@@ -96,7 +95,7 @@ class DomainGuest(Guest):
                     f"start the domain, or virsh managedsave-remove {self.name}",
                     "managed_save",
                 )
-            definition = _definition(domain)
+            definition = domain.definition()
         defined = disk_files(definition)
         for target in chained(definition):
             if names.is_layer(defined.get(target)):
@@ -138,11 +137,10 @@ class DomainGuest(Guest):
     def end(self) -> None:
         with self._find() as domain:
             domain.call("destroy", lambda each: each.destroy(), END_LIMIT)
-            definition = _definition(domain)
+            definition = domain.definition()
             if chained(definition):
                 # The images that are put in place stand on nothing; libvirt looks into them.
-                text = without_chains(definition)
-                domain.call("defineXML", lambda each: each.connect().defineXML(text))
+                domain.define(without_chains(definition))
 
     def bring(self, state: State, noted: Noted) -> list[str]:
         saved.restore(self.at.uri, str(self.private / SAVE), _LIMIT + state.bytes / _SLOWEST)
@@ -174,8 +172,3 @@ class DomainGuest(Guest):
 
     def has_no_agent(self, connection: Connection) -> bool:
         return agent_state(as_domain(connection).xml()) == "absent"
-
-
-def _definition(domain: Domain) -> str:
-    flags = _deps.libvirt.VIR_DOMAIN_XML_INACTIVE | _deps.libvirt.VIR_DOMAIN_XML_SECURE
-    return str(domain.call("dumpxml", lambda each: each.XMLDesc(flags)))

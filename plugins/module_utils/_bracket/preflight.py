@@ -96,7 +96,7 @@ def examine(
     store.check_owner(spec.guest, uuid, facts.name or None)
     check_state(spec.guest, facts)
     whose = subject(spec, process)
-    auto = captured.automatic(whose, qmp)
+    auto = captured.automatic(whose, qmp, facts.disks)
     selection = select(facts.disks, spec.disks, spec.disk_scheme, SCHEMES, auto)
     if not spec.memory and not selection.chosen:
         raise RefusedError(

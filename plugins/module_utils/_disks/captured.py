@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any, Callable, Sequence
 
 from ansible_collections.livesnap.qemu.plugins.module_utils._connection.connection import (
@@ -37,18 +38,21 @@ def by_scheme(chosen: Chosen) -> dict[str, list[Disk]]:
     return found
 
 
-def automatic(subject: Subject, qmp: Connection) -> Callable[[Disk], str]:
+def automatic(
+    subject: Subject, qmp: Connection, disks: Sequence[Disk]
+) -> Callable[[Disk], str]:
     """What scheme `auto` is for a disk: the one that copies nothing where libvirt starts the domain
-    with the new image by itself and nothing stands in its way, elsewhere the one that any can."""
+    with the new image by itself and nothing stands in its way, elsewhere the one that any can.
+    All of them are looked at, once, when the first one is asked for."""
+
+    @functools.lru_cache(maxsize=1)
+    def problems() -> dict[str, RefusedError]:
+        usable = [disk for disk in disks if disk.target and disk.inserted and disk.node]
+        return Overlay.problems(subject, qmp, usable)
 
     def choose(disk: Disk) -> str:
-        if not disk.target:
-            return Backup.NAME
-        try:
-            Overlay.check(subject, qmp, [disk])
-        except RefusedError:
-            return Backup.NAME
-        return Overlay.NAME
+        covered = disk.target and disk.node not in problems()
+        return Overlay.NAME if covered else Backup.NAME
 
     return choose
 

@@ -83,17 +83,23 @@ class Overlay(Outside):
     @classmethod
     def check(cls, subject: Subject, qmp: Connection, disks: Sequence[Disk]) -> None:
         """Refuse what no image can be laid upon beside it, and bitmaps that would stop to count."""
+        for problem in cls.problems(subject, qmp, disks).values():
+            raise problem
+
+    @classmethod
+    def problems(
+        cls, subject: Subject, qmp: Connection, disks: Sequence[Disk]
+    ) -> dict[str, RefusedError]:
+        """Node name -> why check() would refuse a disk, in their order. Queries only."""
         nodes = bitmaps.of_nodes(qmp)
         stacks = {stack.root: stack for stack in layers.stacks(qmp)}
+        found = {}
         for disk in disks:
-            why = _why_not(subject, disk)
-            if isinstance(qmp, Domain):
-                why = _why_not_by_libvirt(qmp, disk) or why
-            if why:
-                raise _refused(disk, why, "choose scheme 'backup' for it")
-            _check_length(subject, disk, stacks[disk.node])
-            if subject.foreign_bitmaps == "refuse":
-                _check_bitmaps(disk, nodes.get(disk.node, {}))
+            try:
+                _check(subject, qmp, disk, stacks[disk.node], nodes.get(disk.node, {}))
+            except RefusedError as err:
+                found[disk.node] = err
+        return found
 
     def entries(self) -> list[dict[str, Any]]:
         """With both images."""
@@ -251,6 +257,19 @@ def _refused(disk: Disk, why: str, hint: str) -> RefusedError:
     return RefusedError(
         f"disk '{disk.label}' cannot be captured by scheme 'overlay': {why}", hint, "overlay"
     )
+
+
+def _check(
+    subject: Subject, qmp: Connection, disk: Disk, stack: layers.Stack, node: Mapping[str, Any]
+) -> None:
+    why = _why_not(subject, disk)
+    if isinstance(qmp, Domain):
+        why = _why_not_by_libvirt(qmp, disk) or why
+    if why:
+        raise _refused(disk, why, "choose scheme 'backup' for it")
+    _check_length(subject, disk, stack)
+    if subject.foreign_bitmaps == "refuse":
+        _check_bitmaps(disk, node)
 
 
 def _why_not(subject: Subject, disk: Disk) -> str:

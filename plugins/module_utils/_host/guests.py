@@ -114,7 +114,7 @@ def _scheme(
 
     def check() -> None:
         whose = preflight.subject(spec, process)
-        auto = captured.automatic(whose, qmp)
+        auto = captured.automatic(whose, qmp, facts.disks)
         chosen = select(facts.disks, spec.disks, name, SCHEMES, auto).chosen
         captured.check(whose, qmp, chosen)
 

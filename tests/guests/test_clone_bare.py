@@ -161,7 +161,7 @@ class Made:
                 **{"cpu": facts.cpu, "vcpus": 1, "memory_bytes": facts.memory_bytes},
                 **{"argv": list(process.argv), "cwd": process.cwd, "exe": process.exe},
                 **{"user": process.user, "uid": process.uid, "gid": process.gid, "cgroup": "/"},
-                **{"firmware": [], "device_tree": [], "block_nodes": []},
+                **{"firmware": [], "device_tree": {}, "block_nodes": []},
             },
             **{"restore_blockers": facts.restore_blockers, "schedule": None, "slot": None},
             "bracket": {"attempts": 1, "deadline_s": 9, "warnings": []},

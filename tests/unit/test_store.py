@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import multiprocessing
@@ -73,8 +74,8 @@ def fields(**changed: Any) -> dict[str, Any]:
             "name": "web1", "qemu_version": "7.2.22", "qemu_package": "", "machine": "pc-q35-7.2",
             "arch": "x86_64", "accelerator": "tcg", "cpu": "qemu64", "vcpus": 1,
             "memory_bytes": 1, "argv": ["qemu"], "cwd": "/", "exe": "/usr/bin/q", "user": "root",
-            "uid": 0, "gid": 0, "cgroup": "/", "firmware": [], "device_tree": [],
-            "block_nodes": []},
+            "uid": 0, "gid": 0, "cgroup": "/", "firmware": [],
+            "device_tree": {"/machine/peripheral/d0": "virtio-blk-pci"}, "block_nodes": []},
         "restore_blockers": [], "schedule": None, "slot": None,
         "bracket": {"attempts": 1, "deadline_s": 9, "warnings": []},
         "parent": None, "encryption": None,
@@ -203,6 +204,17 @@ def test_a_later_field_may_lack_but_not_be_wrong(domain: Any) -> None:
     assert ("domain.xml", 1) in manifest.sizes(found)
     with pytest.raises(StoreError, match="bad 'domain'"):
         manifest.encode({**fields(), "domain": domain})
+
+
+@pytest.mark.parametrize(("devices", "good"), [
+    ({}, True), ([{"path": "/machine/q", "type": "q"}], True), ({"/machine/q": 1}, False),
+    ([{"path": "/machine/q"}], False), ([{"path": "/machine/q", "type": None}], False),
+    (["path"], False), ([None], False), ("q", False), (None, False),
+])
+def test_devices_are_a_table_and_were_a_list(devices: Any, good: bool) -> None:
+    facts = {**fields()["guest_facts"], "device_tree": devices}
+    with contextlib.nullcontext() if good else pytest.raises(StoreError, match="'guest_facts'"):
+        manifest.encode(fields(guest_facts=facts))
 
 
 def test_every_field_is_documented() -> None:

@@ -166,7 +166,7 @@ def guest_facts(run: Run) -> dict[str, Any]:
             {"path": each.path, "sha256": each.sha256, "bytes": each.bytes}
             for each in facts.firmware
         ],
-        "device_tree": [{"path": each.path, "type": each.type} for each in facts.devices],
+        "device_tree": {each.path: each.type for each in facts.devices},
         "block_nodes": run.plan.block_nodes,
     }
 

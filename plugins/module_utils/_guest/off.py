@@ -82,7 +82,7 @@ class OffGuest:
                 {"path": each.path, "sha256": each.sha256, "bytes": each.bytes}
                 for each in firmware_of(path for path in files if path)
             ],
-            "device_tree": [],
+            "device_tree": {},
             "block_nodes": [],
         }
 

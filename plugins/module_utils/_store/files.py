@@ -14,6 +14,9 @@ from typing import Any, Iterator
 from ansible_collections.livesnap.qemu.plugins.module_utils._errors import StoreError
 
 
+_LEAST_READ = 4096
+
+
 def sync_folder(folder: Path) -> None:
     """fsync of a folder: makes the names in it durable."""
     fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
@@ -83,19 +86,23 @@ def read_regular(path: Path, limit: int) -> bytes:
         fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
     except OSError as err:
         raise StoreError(f"'{path}' cannot be read: {err.strerror}") from None
-    with open(fd, "rb") as file:
+    try:
         info = os.fstat(fd)
         if not stat.S_ISREG(info.st_mode):
             raise StoreError(f"'{path}' is not a regular file")
         if info.st_size > limit:
             raise StoreError(f"'{path}' has {info.st_size} bytes; at most {limit} are expected")
-        try:
+        data = b""
+        while len(data) <= limit:
             # Room for all that is allowed would cost more than reading does.
-            data = file.read(info.st_size + 1)
-            if len(data) > info.st_size:
-                data += file.read(limit + 1 - len(data))
-        except OSError as err:
-            raise StoreError(f"'{path}' cannot be read: {err.strerror}") from None
+            part = os.read(fd, max(_LEAST_READ, info.st_size - len(data)))
+            if not part:
+                break
+            data += part
+    except OSError as err:
+        raise StoreError(f"'{path}' cannot be read: {err.strerror}") from None
+    finally:
+        os.close(fd)
     if len(data) > limit:
         raise StoreError(f"'{path}' grew while it was read")
     return data

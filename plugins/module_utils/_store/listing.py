@@ -33,7 +33,7 @@ RETURNED = (
     "schedule",
     "slot",
 )
-_ONLY_IN_MANIFEST = ("gpa", "ramblock", "checksums", "commands", "internal")
+_ONLY_IN_MANIFEST = frozenset(("gpa", "ramblock", "checksums", "commands", "internal"))
 
 
 def describe(fields: Mapping[str, Any], state: Mapping[str, Any], path: str) -> dict[str, Any]:
@@ -68,13 +68,16 @@ def examine(store: Store, guest: str, name: str) -> tuple[dict[str, Any], Option
     path = store.snapshot(guest, name)
     found = _empty(guest, name, str(path))
     fields: Optional[dict[str, Any]] = None
+    state, problem = status.default(), ""
     try:
         fields = manifest.read(path)
-        found.update(describe(fields, status.default(), str(path)))
         state = status.read(path)
-        found.update(describe(fields, state, str(path)), verdicts=list(state["verdicts"]))
     except LivesnapError as err:
-        found.update(complete=False, pinned=True, problem=str(err))
+        problem = str(err)
+    if fields is not None:
+        found.update(describe(fields, state, str(path)), verdicts=list(state["verdicts"]))
+    if problem:
+        found.update(complete=False, pinned=True, problem=problem)
     return found, fields
 
 

@@ -48,6 +48,11 @@ def _texts(value: Any) -> bool:
     return isinstance(value, list) and set(map(type, value)) <= {str}
 
 
+def _words(value: Any) -> bool:
+    """An object of strings."""
+    return isinstance(value, dict) and set(map(type, value.values())) <= {str}
+
+
 def _null(value: Any) -> bool:
     return value is None
 
@@ -90,6 +95,20 @@ def _list_of(check: Check) -> Check:
             if not check(item):
                 return False
         return True
+
+    return test
+
+
+def _rows(*keys: str) -> Check:
+    """A list of objects that have a string under each of these keys, looked at by columns."""
+
+    def test(value: Any) -> bool:
+        if not isinstance(value, list):
+            return False
+        try:
+            return all(_texts([row[key] for row in value]) for key in keys)
+        except (KeyError, TypeError):
+            return False
 
     return test
 
@@ -168,6 +187,14 @@ TIMINGS = (
     "disk_copy_s",
     "total_s",
 )
+_devices_as_rows = _rows("path", "type")
+
+
+def _devices(value: Any) -> bool:
+    # Once it was a list, of up to a hundred objects, which took most of the time of reading.
+    return _words(value) or _devices_as_rows(value)
+
+
 _FACTS = _object(
     name=_or_null(_text),
     qemu_version=_text,
@@ -185,9 +212,9 @@ _FACTS = _object(
     uid=_int,
     gid=_int,
     cgroup=_text,
-    firmware=_list_of(_object(path=_text, sha256=_text)),
-    device_tree=_list_of(_object(path=_text, type=_text)),
-    block_nodes=_list_of(_object(node=_text, driver=_text, file=_text)),
+    firmware=_rows("path", "sha256"),
+    device_tree=_devices,
+    block_nodes=_rows("node", "driver", "file"),
 )
 
 #: Field -> (check, what is expected there)
@@ -217,7 +244,7 @@ FIELDS: dict[str, tuple[Check, str]] = {
         "a devices entry or null",
     ),
     "disks": (_list_of(_disk), "a list of disk entries"),
-    "excluded_disks": (_list_of(_object(match=_text, node=_text)), "a list of {match, node}"),
+    "excluded_disks": (_rows("match", "node"), "a list of {match, node}"),
     "guest_facts": (_FACTS, "facts about the guest"),
     "restore_blockers": (_texts, "a list of strings"),
     "schedule": (_or_null(_text), "a string or null"),
@@ -302,14 +329,14 @@ def read(folder: Path) -> dict[str, Any]:
     Names must agree with the folders; each file must be there, a regular file of the recorded size.
     """
     path = folder / NAME
-    if os.path.lexists(folder / MERGING):
+    if os.path.lexists(f"{folder}/{MERGING}"):
         raise StoreError(
             f"snapshot '{folder.name}' is being removed: its disks are merged into those of the one"
             " that stands on it",
             "livesnap_recover finishes that if nobody is at it any more",
         )
     fields = decode(files.read_regular(path, LIMIT), f"'{path}'")
-    expected = (folder.parent.name, folder.name)
+    expected = folder.parts[-2:]
     if (fields["guest"], fields["name"]) != expected:
         raise StoreError(
             f"'{path}' is of snapshot '{fields['guest']}/{fields['name']}', not of"

@@ -88,6 +88,8 @@ class Found:
     facts: dict[str, Snapshot] = field(default_factory=dict)
     #: By the same keys: `id` and `created` as livesnap_info has them.
     told: dict[str, dict[str, Optional[str]]] = field(default_factory=dict)
+    #: Key -> its disks, as livesnap_info has them.
+    disks: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
     #: Key -> bytes of its disks, of those that others stand on: these are merged, and not freed.
     merged: dict[str, int] = field(default_factory=dict)
     #: {guest, why} of the guests that are not here.
@@ -159,6 +161,7 @@ def read(request: PruneRequest, store: Store, condition: Any) -> Found:
             wanted = info["complete"] and _is_wanted(condition, request.when, info)
             facts.append(snapshot_of(info, wanted=wanted))
             found.told[facts[-1].key] = {"id": info["id"], "created": info["created"]}
+            found.disks[facts[-1].key] = info["disks"]
             sizes[info["name"]] = sum(disk["stored_bytes"] for disk in info["disks"])
             bases |= chain.bases(info)
         if clones:
@@ -235,7 +238,7 @@ class _Run:
         for key, each in self.decisions.items():
             if each.decision == REMOVE:
                 folder = self.store.snapshot(each.snapshot.guest, each.snapshot.name)
-                own = space.held(folder).own
+                own = space.held(folder, found.disks[key]).own
                 self.freed[key] = max(0, own - found.merged.get(key, 0))
 
     def remove(self, each: Snapshot, apply: bool) -> None:

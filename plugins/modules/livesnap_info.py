@@ -71,15 +71,17 @@ snapshots:
       sample: [{"level": "structure", "result": "passed", "when": "2026-11-23T03:00:41.250000Z", "version": "0.1.0", "evidence": {}}]
     own_bytes:
       description:
-        - What the snapshot takes of the store's file system for itself, in bytes. Its removal gives that back. Null while it is in
-          the making.
-        - Copies that scheme V(command), V(internal) or V(overlay) made elsewhere are not counted.
+        - What the snapshot takes for itself, in bytes. Its removal gives that back. Null while it is in the making.
+        - Of a disk that scheme V(overlay) captured it is the smaller of the image that is the disk and the one above it, which is
+          the most that merging the two can give back. A disk of scheme V(internal) gives nothing back, as its image keeps its length.
+          What scheme V(command) made is not counted, since only the operator's commands know it.
       type: int
       sample: 67190784
     shared_bytes:
       description: >-
-        What others have as well, in bytes. Images that scheme V(reflink) cloned share their blocks with the guest's until the guest writes
-        to these; then they become the snapshot's own. Null while it is in the making.
+        What the snapshot needs and others have as well, in bytes. Images that scheme V(reflink) cloned share their blocks with the
+        guest's until the guest writes to these; then they become the snapshot's own. Of schemes V(overlay) and V(internal) it is what the
+        guest's images take that the disk stands on. Null while it is in the making.
       type: int
       sample: 0
     problem:

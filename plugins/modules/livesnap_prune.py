@@ -173,7 +173,7 @@ decisions:
       elements: str
       sample: ["keep_daily", "the newest verified one"]
     freed_bytes:
-      description: What its removal frees, in bytes.
+      description: What its removal frees, in bytes; of disks of scheme V(overlay), at most.
       type: int
       sample: 0
     removed:

@@ -41,6 +41,12 @@ def entries(store: TestStore, guest: Guest | Domain) -> dict[str, dict[str, Any]
     return {each["name"]: each for each in found}
 
 
+def allocated(*folders: Path) -> int:
+    """What the files in them take, bytes."""
+    files = [path.lstat() for folder in folders for path in folder.rglob("*") if path.is_file()]
+    return sum(about.st_blocks * 512 for about in files)
+
+
 def judged(store: TestStore, guest: Guest | Domain, name: str, pages: int) -> str:
     """Whether its RAM and its disks, wherever they are now, are of one instant."""
     snapshot = entries(store, guest)[name]

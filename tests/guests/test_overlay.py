@@ -24,8 +24,8 @@ from ansible_collections.livesnap.qemu.plugins.module_utils._errors import (
     RefusedError,
 )
 from bracket_kit import clean, fault, wait, well
-from lab import DiskSpec, Guest
-from overlay_kit import alone, chains, entries, judged
+from lab import DiskSpec, Guest, disk_state
+from overlay_kit import allocated, alone, chains, entries, judged
 from taking import TestStore, folder_of, helper, verdict
 from test_bad_input import mounted
 
@@ -43,6 +43,15 @@ def pair(make_guest: Callable[..., Guest]) -> Iterator[Guest]:
 
 def take(store: TestStore, guest: Guest, name: str, **options: Any) -> dict[str, Any]:
     return store.take(guest, name, disk_scheme="overlay", **options)
+
+
+def comes_back(store: TestStore, guest: Guest, name: str, counters: range) -> None:
+    """As a clone that counts on from a counter of its own instant."""
+    then = disk_state(entries(store, guest)[name]["disks"][0]["covered"]).counter
+    assert then in counters
+    with store.clone(guest, name) as clone:
+        now = clone.counts()
+        assert now["counter"] > then and now["boot"] == guest.ask()["boot"]
 
 
 def start_with(guest: Guest, snapshot: dict[str, Any]) -> None:
@@ -102,17 +111,24 @@ def test_they_go_in_any_order(make_guest: Callable[..., Guest], store: TestStore
     pages = guest.witness()["pages"]
     for seed in range(rounds(1, 10)):
         kept = [f"s{seed}-{number}" for number in range(1, count + 1)]
+        counters = {}
         for name in kept:
+            before = guest.ask()["counter"]
             take(store, guest, name)
+            counters[name] = range(before, guest.ask()["counter"] + 2)
         order = random.Random(seed).sample(kept, count)
         for name in order:
             guest.ask()  # it hastens
+            told, taken = entries(store, guest)[name], allocated(store.path, guest.folder)
+            assert told["own_bytes"] > allocated(folder_of({"snapshot": told}))
             remove_snapshot(store.spec(guest, name))
+            assert taken - allocated(store.path, guest.folder) <= told["own_bytes"]
             kept.remove(name)
             assert [len(files) for files in chains(guest)] == [len(kept) + 1] * 2, order
             assert sorted(entries(store, guest)) == kept
             for other in kept:
                 assert judged(store, guest, other, pages) == "", (order, name, other)
+                comes_back(store, guest, other, counters[other])
         alone(guest)
         clean(guest)
     well(guest)

@@ -13,7 +13,6 @@ from typing import Any, Iterator
 
 from ansible_collections.livesnap.qemu.plugins.module_utils._errors import StoreError
 
-
 _LEAST_READ = 4096
 
 

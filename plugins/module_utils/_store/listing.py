@@ -141,7 +141,7 @@ def look_unfinished(store: Store, guest: str, name: str) -> dict[str, Any]:
 
 
 def _sized(store: Store, found: dict[str, Any]) -> dict[str, Any]:
-    held = space.held(store.snapshot(found["guest"], found["name"]))
+    held = space.held(store.snapshot(found["guest"], found["name"]), found["disks"])
     return {**found, "own_bytes": held.own, "shared_bytes": held.shared}
 
 

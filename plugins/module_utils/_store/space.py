@@ -10,12 +10,13 @@ import re
 import stat
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, Mapping, Sequence
 
 from ansible_collections.livesnap.qemu.plugins.module_utils._errors import (
     LivesnapError,
     RefusedError,
 )
-from ansible_collections.livesnap.qemu.plugins.module_utils._store import extents
+from ansible_collections.livesnap.qemu.plugins.module_utils._store import extents, names
 from ansible_collections.livesnap.qemu.plugins.module_utils._units import format_size, parse_size
 
 #: Left free besides: manifest, device state, metadata of the file system.
@@ -44,19 +45,25 @@ def free_bytes(folder: Path) -> int:
 
 @dataclass(frozen=True)
 class Held:
-    """What the files of a folder take of the file system, bytes.
+    """What a snapshot takes of file systems, bytes.
 
-    own: what their removal gives back. shared: what other files have as well, the guest's images
-    above all, until these are written to.
+    own: what its removal gives back. shared: what it needs and others have as well, the guest's
+    images above all, until these are written to.
     """
 
     own: int
     shared: int
 
 
-def held(folder: Path) -> Held:
-    """What the files of a folder take; those that vanish meanwhile take nothing."""
+def held(folder: Path, disks: Sequence[Mapping[str, Any]] = ()) -> Held:
+    """What the files of a folder take, and what those `disks` do that lie outside of it.
+
+    What vanishes meanwhile takes nothing.
+    """
     own = shared = 0
+    for disk in disks:
+        outside = _held_outside(disk)
+        own, shared = own + outside.own, shared + outside.shared
     for root, _folders, others in os.walk(folder):
         for name in others:
             path = os.path.join(root, name)
@@ -67,6 +74,34 @@ def held(folder: Path) -> Held:
                 shared += min(theirs, taken)
                 own += max(taken - theirs, 0)
     return Held(own, shared)
+
+
+def _held_outside(disk: Mapping[str, Any]) -> Held:
+    """Of an entry of disks[] whose image is the guest's own.
+
+    A layer that is merged gives back what the one below has as well: at most the smaller of the
+    two. An internal snapshot that goes leaves its image as long as it was. What the operator's
+    commands made, only these know.
+    """
+    if disk["scheme"] not in ("internal", "overlay"):
+        return Held(0, 0)
+    own, image = 0, disk["source"]["file"]
+    if disk["scheme"] == "overlay":
+        image, above = disk["covered"], disk["overlay"]
+        if above is not None:
+            own = min(_allocated(image), _allocated(above))
+        elif names.is_layer(image):
+            own = _allocated(image)
+    needed = {image, *disk["source"].get("below", ())}
+    return Held(own, sum(map(_allocated, needed)) - own)
+
+
+def _allocated(image: str) -> int:
+    with contextlib.suppress(OSError):
+        about = os.lstat(image)
+        if stat.S_ISREG(about.st_mode):
+            return about.st_blocks * 512
+    return 0
 
 
 def reserved(reserve: str, total: int) -> int:

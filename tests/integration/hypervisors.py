@@ -38,7 +38,9 @@ class Hypervisor:
     def __init__(self, number: int, folder: Path) -> None:
         self.folder = folder
         self.name = f"lshv{os.getpid() % 100000}-{number}"
-        self.address, self._ours = f"10.213.{number}.2", f"10.213.{number}.1"
+        # Two runs of tests may be at it at once.
+        net = f"10.{64 + os.getpid() % 128}.{number}"
+        self.address, self._ours = f"{net}.2", f"{net}.1"
         self._link = f"lshv{os.getpid() % 100000}{number}"
         self._server: subprocess.Popen[bytes] | None = None
 
@@ -76,11 +78,26 @@ class Hypervisor:
             time.sleep(0.1)
         raise AssertionError((self.folder / "sshd.log").read_text())
 
-    def variables(self, **more: Any) -> dict[str, Any]:
-        """What the inventory says of it."""
+    def stop(self) -> None:
+        """It cannot be reached any more."""
+        if self._server is not None:
+            os.killpg(self._server.pid, signal.SIGTERM)
+            self._server.wait(timeout=10)
+            self._server = None
+
+    def variables(self, stops_at: str = "", **more: Any) -> dict[str, Any]:
+        """What the inventory says of it. The owner of a snapshot stops itself at that step."""
+        python = "/usr/bin/python3"
+        if stops_at:
+            script = self.folder / "python3"
+            script.write_text(
+                f"#!/bin/sh\nLIVESNAP_TESTING=1 LIVESNAP_FAULT_STEP={stops_at}:STOP"
+                f' exec {python} "$@"\n')
+            script.chmod(0o755)
+            python = str(script)
         return {
             "ansible_connection": "ssh", "ansible_host": self.address, "ansible_port": PORT,
-            "ansible_user": "root", "ansible_python_interpreter": "/usr/bin/python3",
+            "ansible_user": "root", "ansible_python_interpreter": python,
             "ansible_ssh_private_key_file": str(self.folder / "key"),
             "ansible_ssh_common_args": "-o StrictHostKeyChecking=no -o ConnectTimeout=5"
             " -o UserKnownHostsFile=/dev/null -o ControlMaster=no", **more}
@@ -97,18 +114,18 @@ class Hypervisor:
                     found.append(pid)
         return found
 
-    def phase(self, qemu: int | None) -> str:
-        """What the owner of the snapshot of a QEMU is at, if there is one."""
+    def stopped_owner(self, qemu: int | None) -> int:
+        """Pid of the owner of the snapshot of a QEMU, once it has stopped itself; 0 before."""
         run = Path(f"/proc/{self._server.pid}/root/run/livesnap/guest" if self._server else "/")
-        for path in run.glob(f"{qemu}-*/progress.json"):
+        for path in run.glob(f"{qemu}-*/owner.json"):
             with contextlib.suppress(OSError, ValueError):
-                return str(json.loads(path.read_text()).get("phase"))
-        return ""
+                pid = int(json.loads(path.read_text())["pid"])
+                if Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "T":
+                    return pid
+        return 0
 
     def __exit__(self, *_error: object) -> None:
-        if self._server is not None:
-            os.killpg(self._server.pid, signal.SIGTERM)
-            self._server.wait(timeout=10)
+        self.stop()
         subprocess.run(["ip", "link", "del", self._link], check=False, capture_output=True)
         subprocess.run(["ip", "netns", "del", self.name], check=False, capture_output=True)
 

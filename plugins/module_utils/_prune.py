@@ -164,6 +164,7 @@ def read(request: PruneRequest, store: Store, condition: Any) -> Found:
             found.disks[facts[-1].key] = info["disks"]
             sizes[info["name"]] = sum(disk["stored_bytes"] for disk in info["disks"])
             bases |= chain.bases(info)
+        facts = _tied(facts, found.disks)
         if clones:
             uppers = chain.uppers(manifests)
             facts = [replace(each, held=_held(store, guest, each.name, uppers)) for each in facts]
@@ -175,6 +176,21 @@ def read(request: PruneRequest, store: Store, condition: Any) -> Found:
                 facts = [replace(each, held=f"its guest is gone: {why}") for each in facts]
         found.facts.update((each.key, each) for each in facts)
     return found
+
+
+def _tied(
+    facts: list[Snapshot], disks: Mapping[str, Sequence[Mapping[str, Any]]]
+) -> list[Snapshot]:
+    """Those of a guest, with what has to stay as long as they do."""
+    tied = chain.tied({each.name: disks.get(each.key, ()) for each in facts})
+    if not tied:
+        return facts
+    return [
+        replace(each, needs=tuple(f"{each.guest}/{name}" for name in sorted(tied[each.name])))
+        if tied.get(each.name)
+        else each
+        for each in facts
+    ]
 
 
 def _held(

@@ -268,6 +268,25 @@ def test_the_oldest_goes_when_the_chain_is_full(pair: Guest, store: TestStore) -
     clean(pair)
 
 
+def test_prune_knows_what_is_inside_of_layers(
+    make_guest: Callable[..., Guest], store: TestStore
+) -> None:
+    guest = make_guest(name="mixed", disks=(DiskSpec(format="qcow2"),))
+    pages = guest.witness()["pages"]
+    for name, scheme in (("a", "internal"), ("b", "overlay"), ("c", "overlay"), ("d", "internal")):
+        guest.ask()
+        store.take(guest, name, disk_scheme=scheme)
+    done = store.prune(guest="mixed", keep_last=1)
+    assert (sorted(entries(store, guest)), done["freed_bytes"] > 0) == (["a", "c", "d"], True)
+    assert judged(store, guest, "c", pages) == ""
+    store.take(guest, "e")
+    store.prune(guest="mixed", keep_last=1)
+    assert sorted(entries(store, guest)) == ["e"]
+    alone(guest)
+    clean(guest)
+    well(guest)
+
+
 def test_bitmaps_of_others(pair: Guest, store: TestStore) -> None:
     with pair.look() as qmp:
         for node, persistent in (("disk0", False), ("disk1", True)):

@@ -85,6 +85,35 @@ def names(store: Store, guest: str = "web1") -> list[str]:
     return store.entries(guest)[0]
 
 
+def test_what_is_inside_of_images_goes_in_its_turn(store: Store) -> None:
+    def image(hexes: str) -> str:
+        return f"/i/x.livesnap-{hexes}.qcow2"
+
+    def inside(file: str) -> list[dict[str, Any]]:
+        disk = {**fields()["disks"][0], "scheme": "internal", "internal": "s", "file": None}
+        return [{**disk, "source": {"file": file, "format": "qcow2"}}]
+
+    def over(file: str, overlay: str) -> list[dict[str, Any]]:
+        disk = {**fields()["disks"][0], "scheme": "overlay", "covered": file, "overlay": overlay}
+        return [{**disk, "file": None, "source": {"file": file, "format": "qcow2"}}]
+
+    first, second = image("00000001"), image("00000002")
+    put(store, "in-base", 5, disks=inside("/i/x"))
+    put(store, "over-base", 4, disks=over("/i/x", first))
+    put(store, "in-first", 3, disks=inside(first))
+    put(store, "over-first", 2, disks=over(first, second), state={"pinned": True})
+    put(store, "copy", 1)
+    done = prune(store, apply=False, keep_last=1)
+    assert set(decided(done).values()) == {"keep"}
+    assert reasons(done, "in-base") == ["'over-first' needs it", "'over-base' needs it"]
+    assert reasons(done, "over-base") == ["'in-first' needs it"]
+    assert reasons(done, "in-first") == ["'over-first' needs it"]
+    status.write(store.snapshot("web1", "over-first"), status.default())
+    done = prune(store, apply=False, keep_last=1)
+    order = [each.split("'")[1] for each in done["actions"]]
+    assert order == ["over-first", "in-first", "over-base", "in-base"]
+
+
 def test_removes_what_no_rule_keeps_and_predicts_it(store: Store) -> None:
     for number in range(4):
         put(store, f"s{number}", number + 1)

@@ -132,6 +132,34 @@ def all_above(right_above: Mapping[str, Sequence[str]], name: str) -> list[str]:
     return found[1:]
 
 
+def tied(known: Mapping[str, Sequence[Mapping[str, Any]]]) -> dict[str, set[str]]:
+    """Snapshot -> those that cannot go before it, of the disks of all of a guest's. Pure.
+
+    A snapshot inside an image (scheme internal) can be removed as long as nothing covers that, and
+    goes with it: with the layer of another snapshot, if that is its image.
+    """
+    inside: dict[str, set[str]] = {}
+    layers: dict[str, tuple[str, str]] = {}
+    for name, disks in known.items():
+        for disk in disks:
+            if disk["scheme"] == "internal":
+                inside.setdefault(disk["source"]["file"], set()).add(name)
+            elif disk.get("overlay") is not None:
+                layers[disk["overlay"]] = (name, disk["covered"])
+    found: dict[str, set[str]] = {}
+    for image, names in inside.items():
+        if image in layers:
+            for name in names:
+                found.setdefault(name, set()).add(layers[image][0])
+    for name, disks in known.items():
+        below = [disk["covered"] for disk in disks if disk.get("covered") is not None]
+        for image in below:
+            found.setdefault(name, set()).update(inside.get(image, ()))
+            if image in layers and layers[image][1] not in below:
+                below.append(layers[image][1])
+    return {name: needed - {name} for name, needed in found.items()}
+
+
 def covered(store: Store, guest: str) -> dict[str, str]:
     """Image -> the complete snapshot of scheme overlay that it is a disk of."""
     return _covered(dict(_linked(store, guest)))

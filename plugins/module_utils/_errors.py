@@ -5,6 +5,7 @@
 LivesnapError
  +-- RefusedError            a check said no before anything was touched
  +-- TimedOutError           a wait reached its limit
+ +-- FrozenWriteError        a guest whose file systems were frozen wrote to a disk
  +-- QmpError
  |    +-- QmpConnectError    no conversation came about; `kind` says why
  |    +-- QmpCommandError    QEMU understood and said no
@@ -54,6 +55,10 @@ class RefusedError(LivesnapError):
 
 class TimedOutError(LivesnapError):
     """A wait reached its limit."""
+
+
+class FrozenWriteError(LivesnapError):
+    """A guest wrote to a disk that was captured while its file systems were frozen, and it ran."""
 
 
 class QmpError(LivesnapError):

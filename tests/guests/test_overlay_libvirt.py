@@ -93,6 +93,40 @@ def back(domain: Domain) -> None:
     domain.counts()
 
 
+@pytest.mark.parametrize(("freeze", "writes", "states"), [
+    ("required", False, ["running"]),
+    ("never", False, ["paused"]),
+    # What the file systems do not hold back, as a swap device: once more, in the pause.
+    ("required", True, ["running", "paused"]),
+])
+def test_covers_while_the_guest_is_frozen(
+    domain: Domain, store: TestStore, pages: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    freeze: str, writes: bool, states: list[str],
+) -> None:
+    real, told = domain_layers.cover, tmp_path / "told"
+
+    def cover(*given: Any) -> None:
+        state = domain.virsh("domstate").split()[0]
+        with told.open("a") as file:
+            file.write(f"{state}\n")
+        real(*given)
+        if writes and state == "running":
+            # Nothing of the file system is in the first sector.
+            backend = "/machine/peripheral/virtio-disk0/virtio-backend"
+            write = f'qemu-io -d {backend} "write -z 0 512"'
+            assert domain.virsh("qemu-monitor-command", "--hmp", write).strip() == ""
+
+    monkeypatch.setattr(domain_layers, "cover", cover)
+    domain.ask()  # it hastens
+    result = take(store, domain, "one", freeze=freeze)
+    assert told.read_text().split() == states
+    assert result["snapshot"]["consistency"]["freeze"]["achieved"] == (freeze == "required")
+    assert judged(store, domain, "one", pages) == ""
+    followed(domain, 2)
+    remove(store, domain, "one")
+    back(domain)
+
+
 def test_the_definition_follows(domain: Domain, store: TestStore, pages: int) -> None:
     definition = domain.virsh("dumpxml", "--inactive")
     for number in range(3):
@@ -119,13 +153,13 @@ def test_the_definition_follows(domain: Domain, store: TestStore, pages: int) ->
     assert domain.virsh("dumpxml", "--inactive") == definition
 
 
-@pytest.mark.parametrize(("step", "action"), [("disks", "KILL"), ("arm", "RAISE"),
-                                              ("sweep", "KILL")])
+@pytest.mark.parametrize(("step", "action"), [
+    ("cover", "STOP"), ("stop", "KILL"), ("disks", "KILL"), ("arm", "RAISE"), ("sweep", "KILL")])
 def test_what_fails_leaves_nothing(
         domain: Domain, store: TestStore, step: str, action: str) -> None:
     with fault(step, action), pytest.raises(LivesnapError):
         take(store, domain, "one", deadline=4)
-    if action == "KILL":
+    if action != "RAISE":
         wait(lambda: domain.virsh("domstate").strip() == "running", 20)
         wait(lambda: recover(store) or not list(store.path.glob("*/*")), 20)
     back(domain)

@@ -1,11 +1,16 @@
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""XML of libvirt's that covers disks, and definitions that name a layer no more."""
+"""XML of libvirt's that covers disks, what was written since, and definitions without a layer."""
 
 from __future__ import annotations
 
 import xml.etree.ElementTree as ET
+from typing import Any, cast
 
+from ansible_collections.livesnap.qemu.plugins.module_utils._connection.connection import (
+    Connection,
+)
+from ansible_collections.livesnap.qemu.plugins.module_utils._disks import layers
 from ansible_collections.livesnap.qemu.plugins.module_utils._disks.definition import without_layer
 from ansible_collections.livesnap.qemu.plugins.module_utils._disks.domain_layers import (
     snapshot_xml,
@@ -68,3 +73,19 @@ def test_other_images_for_a_restore() -> None:
 
 def test_what_is_not_named_is_left_alone() -> None:
     assert without_layer(CHAIN, "/vm/nowhere", "/vm/disk.raw", "raw") is None
+
+
+class Asked:
+    """A QEMU that answers the one query."""
+
+    def execute(self, command: str, arguments: dict[str, Any]) -> Any:
+        assert (command, arguments) == ("query-blockstats", {"query-nodes": True})
+        nodes = {"old": 4096, "new": 0, "touched": 512}
+        return [{"node-name": name, "stats": {"wr_highest_offset": highest}}
+                for name, highest in nodes.items()]
+
+
+def test_what_was_written_to_and_what_nobody_knows() -> None:
+    qmp = cast(Connection, Asked())
+    assert layers.written(qmp, ["new"]) == []
+    assert layers.written(qmp, ["touched", "new", "gone"]) == ["touched", "gone"]

@@ -26,6 +26,7 @@ from ansible_collections.livesnap.qemu.plugins.module_utils._bracket.run import 
 from ansible_collections.livesnap.qemu.plugins.module_utils._bracket.spec import SnapshotSpec
 from ansible_collections.livesnap.qemu.plugins.module_utils._connection.domain import Domain
 from ansible_collections.livesnap.qemu.plugins.module_utils._errors import (
+    FrozenWriteError,
     LivesnapError,
     QmpConnectError,
     RefusedError,
@@ -237,6 +238,23 @@ def take_new(
     spec: SnapshotSpec, link: Link, store: Store, process: QemuProcess, recovered: list[str]
 ) -> dict[str, Any]:
     """One of a name that is free, by the holder of the guest's lock."""
+    try:
+        snapshot, warnings = _bracketed(spec, link, store, process, early=True)
+    except FrozenWriteError:
+        snapshot, warnings = _bracketed(spec, link, store, process, early=False)
+    covered = [disk["covered"] for disk in snapshot["disks"] if disk["covered"] is not None]
+    merged, said = full.merge_oldest(spec, store, covered, True)
+    actions = [*_taken(spec), *merged]
+    return result(snapshot, actions, recovered, [*warnings, *said], _APPEARS)
+
+
+def _bracketed(
+    spec: SnapshotSpec, link: Link, store: Store, process: QemuProcess, early: bool
+) -> tuple[dict[str, Any], list[str]]:
+    """A snapshot and the warnings about it, or everything undone. early: see Run.
+
+    FrozenWriteError if it is for another try without.
+    """
     started, started_at = rundir.utc(), time.monotonic()
     address = spec.address
     with address.connect() as qmp:
@@ -251,6 +269,7 @@ def take_new(
             address=address,
             qmp=qmp,
             plan=plan,
+            early=early,
             started=started,
             started_at=started_at,
             warnings=list(plan.warnings),
@@ -271,6 +290,8 @@ def take_new(
             snapshot = steps.execute(run)
         except LivesnapError as err:
             log(spec.guest, run.id, str(err), error=True)
+            if run.problems and isinstance(err, FrozenWriteError):
+                raise LivesnapError(err.msg, err.hint, err.result) from err
             raise
         finally:
             if run.qmp is not qmp:
@@ -279,10 +300,7 @@ def take_new(
             if not run.problems:
                 run.rundir.remove()
         log(spec.guest, run.id, f"snapshot '{spec.name}' is complete")
-    covered = [disk["covered"] for disk in snapshot["disks"] if disk["covered"] is not None]
-    merged, said = full.merge_oldest(spec, store, covered, True)
-    warnings = [*run.warnings, *said]
-    return result(snapshot, [*_taken(spec), *merged], recovered, warnings, _APPEARS)
+        return snapshot, run.warnings
 
 
 def plan_take(spec: SnapshotSpec) -> dict[str, Any]:

@@ -52,6 +52,8 @@ class Run:
     address: Address
     qmp: Connection
     plan: Plan
+    #: Whether disks may be captured while the guest runs on, frozen.
+    early: bool = True
     started: str = ""
     started_at: float = field(default_factory=time.monotonic)
     folder: Optional[Path] = None

@@ -141,6 +141,11 @@ def _end_guard(run: Run) -> None:
         run.guard.quit()
 
 
+def _cover(run: Run) -> None:
+    if run.disks is not None and run.freeze_achieved and run.early:
+        run.disks.commit_frozen(run.qmp, run.limit.left(10.0))
+
+
 def _disks(run: Run) -> None:
     if run.disks is not None:
         with run.timed("disks_ms"):
@@ -189,6 +194,7 @@ STEPS: tuple[Step, ...] = (
     Step("prearm", capture.prearm, capture.detach),
     Step("bracket", _bracket, _nothing),
     Step("freeze", quiet.freeze, quiet.unfreeze),
+    Step("cover", _cover, _nothing),
     Step("stop", quiet.stop, quiet.resume),
     Step("protect", capture.protect, capture.detach),
     Step("devices", capture.save_devices, _nothing),

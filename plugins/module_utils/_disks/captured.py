@@ -104,6 +104,12 @@ class CapturedDisks:
         for scheme in self._schemes:
             scheme.prepare(qmp)
 
+    def commit_frozen(self, qmp: Connection, timeout: float) -> None:
+        """The guest's file systems are frozen: what need not wait until it is stopped."""
+        self._committed = True
+        for scheme in self._schemes:
+            scheme.commit_frozen(qmp, timeout)
+
     def commit(self, qmp: Connection, timeout: float) -> None:
         """The guest is stopped: all disks are captured as they are now."""
         self._committed = True

@@ -10,7 +10,7 @@ import json
 import os
 import time
 from dataclasses import dataclass
-from typing import Any, Mapping, Optional
+from typing import Any, Mapping, Optional, Sequence
 
 from ansible_collections.livesnap.qemu.plugins.module_utils._connection.connection import (
     Connection,
@@ -80,6 +80,13 @@ def stacks(qmp: Connection) -> list[Stack]:
             layers = [Layer(nodes.get(file, ""), file) for file in files]
             found.append(Stack(str(inserted["node-name"]), target, tuple(layers)))
     return found
+
+
+def written(qmp: Connection, nodes: Sequence[str]) -> list[str]:
+    """Which of these nodes were written to since QEMU opened them. Queries only."""
+    stats = qmp.execute("query-blockstats", {"query-nodes": True})
+    still = [each["node-name"] for each in stats if not each["stats"]["wr_highest_offset"]]
+    return [node for node in nodes if node not in still]
 
 
 def _files(image: Mapping[str, Any], cwd: str) -> list[str]:

@@ -37,12 +37,14 @@ from ansible_collections.livesnap.qemu.plugins.module_utils._disks.leftovers imp
 )
 from ansible_collections.livesnap.qemu.plugins.module_utils._disks.scheme import (
     Image,
+    Making,
     Outside,
     Share,
     Subject,
     entry,
 )
 from ansible_collections.livesnap.qemu.plugins.module_utils._errors import (
+    FrozenWriteError,
     LivesnapError,
     RefusedError,
     StoreError,
@@ -101,6 +103,17 @@ class Overlay(Outside):
                 found[disk.node] = err
         return found
 
+    def __init__(self, making: Making, shares: Sequence[Share]) -> None:
+        """Touches nothing yet."""
+        super().__init__(making, shares)
+        #: libvirt's name -> new image.
+        self._of_domain = {
+            each.disk.target: self._path(each) for each in shares if each.disk.target
+        }
+        #: Nodes of these that cover disks since before the pause.
+        self._covering: list[str] = []
+        self._is_covered = False
+
     def entries(self) -> list[dict[str, Any]]:
         """With both images."""
         return [
@@ -154,11 +167,26 @@ class Overlay(Outside):
             if not share.disk.target
         ]
 
+    def commit_frozen(self, qmp: Connection, timeout: float) -> None:
+        """The disks of a libvirt domain: its call takes longer than the rest of the pause."""
+        if self._of_domain:
+            domain_layers.cover(as_domain(qmp), self._of_domain, timeout)
+            self._is_covered = True
+            images = self._of_domain.values()
+            every = [stack.layers[0] for stack in layers.stacks(qmp)]
+            self._covering = [layer.node for layer in every if layer.file in images]
+
     def commit(self, qmp: Connection, timeout: float) -> None:
         """The disks of a libvirt domain. The transaction has done it all for others."""
-        over = {each.disk.target: self._path(each) for each in self.shares if each.disk.target}
-        if over:
-            domain_layers.cover(as_domain(qmp), over, timeout)
+        if self._is_covered:
+            still = set(self._covering) - set(layers.written(qmp, self._covering))
+            if len(still) < len(self._of_domain):
+                raise FrozenWriteError(
+                    f"{len(still)} of {len(self._of_domain)} disks are as they were when they were"
+                    " covered: the guest wrote although its file systems are frozen"
+                )
+        elif self._of_domain:
+            domain_layers.cover(as_domain(qmp), self._of_domain, timeout)
 
     def undo(self, qmp: Connection) -> str:
         """Take out of QEMU what no guest writes to. What one writes to goes with the folder."""

@@ -79,9 +79,9 @@ class Image:
 class Scheme(ABC):
     """The disks of one snapshot that are captured in one way.
 
-    prepare, commit, set_speed, poll, finish come in this order; undo may come at any time. The
-    guest stands still in commit alone, and for the transaction with the actions of all schemes
-    right before it.
+    prepare, commit_frozen, commit, set_speed, poll, finish come in this order; undo may come at any
+    time. The guest stands still in commit alone, and for the transaction with the actions of all
+    schemes right before it.
     """
 
     NAME: ClassVar[str]
@@ -113,6 +113,11 @@ class Scheme(ABC):
     @abstractmethod
     def prepare(self, qmp: Connection) -> None:
         """Everything that can be done before the guest stands still."""
+
+    def commit_frozen(self, qmp: Connection, timeout: float) -> None:  # noqa: B027 - most wait
+        """The guest runs, and its file systems are frozen: what takes long can be done already, if
+        commit() then proves that nothing was written since, and raises FrozenWriteError if it was.
+        """
 
     def actions(self) -> list[dict[str, Any]]:
         """What goes into the QMP transaction over all disks."""

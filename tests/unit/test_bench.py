@@ -86,7 +86,7 @@ def test_the_pause_may_grow_with_ram() -> None:
 
 def test_a_case_that_is_not_there_is_named() -> None:
     assert bench.chosen("b,a") == ["b", "a"]
-    every = ["a", "b", "c", "c4k", "stall", "abort", "holds", "disks", "retention"]
+    every = ["a", "a256", "b", "c", "c4k", "stall", "abort", "holds", "disks", "retention"]
     assert bench.chosen("") == every
     with pytest.raises(ValueError, match="there is no case z"):
         bench.chosen("a,z")

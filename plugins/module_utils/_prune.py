@@ -88,7 +88,7 @@ class Found:
     facts: dict[str, Snapshot] = field(default_factory=dict)
     #: By the same keys: `id` and `created` as livesnap_info has them.
     told: dict[str, dict[str, Optional[str]]] = field(default_factory=dict)
-    #: Key -> its disks, as livesnap_info has them.
+    #: Key -> those of its disks that are not in the store, as livesnap_info has them.
     disks: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
     #: Key -> bytes of its disks, of those that others stand on: these are merged, and not freed.
     merged: dict[str, int] = field(default_factory=dict)
@@ -142,40 +142,59 @@ def _compiled(expression: str) -> Any:
         ) from None
 
 
+@listing.uncollected()
 def read(request: PruneRequest, store: Store, condition: Any) -> Found:
     """The facts about all snapshots, each file of the store read once."""
     found = Found()
     for guest in [request.guest] if request.guest is not None else store.guests():
-        newest: Optional[dict[str, Any]] = None
-        making = store.entries(guest)[1]
-        facts = [snapshot_of(listing.look_unfinished(store, guest, name)) for name in making]
-        clones = (rundir.root() / "clone" / guest).is_dir()
-        sizes: dict[str, int] = {}
-        bases: set[str] = set()
-        manifests: dict[str, dict[str, Any]] = {}
-        for info, fields in listing.of_guest(store, guest):
-            if fields is not None and (newest is None or newest["created"] < fields["created"]):
-                newest = fields
-            if fields is not None and clones:
-                manifests[info["name"]] = fields
-            wanted = info["complete"] and _is_wanted(condition, request.when, info)
-            facts.append(snapshot_of(info, wanted=wanted))
-            found.told[facts[-1].key] = {"id": info["id"], "created": info["created"]}
-            found.disks[facts[-1].key] = info["disks"]
-            sizes[info["name"]] = sum(disk["stored_bytes"] for disk in info["disks"])
-            bases |= chain.bases(info)
-        facts = _tied(facts, found.disks)
-        if clones:
-            uppers = chain.uppers(manifests)
-            facts = [replace(each, held=_held(store, guest, each.name, uppers)) for each in facts]
-        found.merged.update((f"{guest}/{name}", sizes[name]) for name in bases & set(sizes))
-        why = why_gone(newest) if newest is not None else ""
-        if why:
-            found.gone.append({"guest": guest, "why": why})
-            if request.keep_gone:
-                facts = [replace(each, held=f"its guest is gone: {why}") for each in facts]
+        facts = _read_guest(found, request, store, guest, condition)
         found.facts.update((each.key, each) for each in facts)
     return found
+
+
+def _read_guest(
+    found: Found, request: PruneRequest, store: Store, guest: str, condition: Any
+) -> list[Snapshot]:
+    """Of one; what is not in them goes to `found`."""
+    making = store.entries(guest)[1]
+    rows = listing.of_guest(store, guest)
+    _note_disks(found, guest, [info for info, _fields in rows])
+    gone = _note_gone(found, guest, [fields for _info, fields in rows if fields is not None])
+    held = f"its guest is gone: {gone}" if gone and request.keep_gone else ""
+    unfinished = [listing.look_unfinished(store, guest, name) for name in making]
+    facts = [snapshot_of(info, held=held) for info in unfinished]
+    for info, _fields in rows:
+        wanted = info["complete"] and _is_wanted(condition, request.when, info)
+        facts.append(snapshot_of(info, wanted=wanted, held=held))
+        found.told[facts[-1].key] = {"id": info["id"], "created": info["created"]}
+    facts = _tied(facts, found.disks)
+    if not held and (rundir.root() / "clone" / guest).is_dir():
+        manifests = {info["name"]: fields for info, fields in rows if fields is not None}
+        uppers = chain.uppers(manifests)
+        facts = [replace(each, held=_held(store, guest, each.name, uppers)) for each in facts]
+    return facts
+
+
+def _note_disks(found: Found, guest: str, infos: Sequence[Mapping[str, Any]]) -> None:
+    """What removing snapshots of a guest gives back depends on others'."""
+    sizes: dict[str, int] = {}
+    bases: set[str] = set()
+    for info in infos:
+        outside = [disk for disk in info["disks"] if disk["file"] is None]
+        if outside:
+            found.disks[f"{guest}/{info['name']}"] = outside
+        sizes[info["name"]] = sum(disk["stored_bytes"] for disk in info["disks"])
+        bases |= chain.bases(info)
+    found.merged.update((f"{guest}/{name}", sizes[name]) for name in bases & set(sizes))
+
+
+def _note_gone(found: Found, guest: str, manifests: Sequence[dict[str, Any]]) -> str:
+    """Why a guest is not here any more, or ''."""
+    newest = max(manifests, key=lambda fields: str(fields["created"]), default=None)
+    why = why_gone(newest) if newest is not None else ""
+    if why:
+        found.gone.append({"guest": guest, "why": why})
+    return why
 
 
 def _tied(
@@ -254,7 +273,7 @@ class _Run:
         for key, each in self.decisions.items():
             if each.decision == REMOVE:
                 folder = self.store.snapshot(each.snapshot.guest, each.snapshot.name)
-                own = space.held(folder, found.disks[key]).own
+                own = space.held(folder, found.disks.get(key, ())).own
                 self.freed[key] = max(0, own - found.merged.get(key, 0))
 
     def remove(self, each: Snapshot, apply: bool) -> None:

@@ -9,11 +9,9 @@ import json
 import os
 import stat
 from pathlib import Path
-from typing import Any, Iterator
+from typing import Any, Iterator, Union
 
 from ansible_collections.livesnap.qemu.plugins.module_utils._errors import StoreError
-
-_LEAST_READ = 4096
 
 
 def sync_folder(folder: Path) -> None:
@@ -79,8 +77,9 @@ def write_json(path: Path, value: Any, mode: int = 0o600, durable: bool = True) 
     write_whole(path, (json.dumps(value, indent=2) + "\n").encode(), mode, durable)
 
 
-def read_regular(path: Path, limit: int) -> bytes:
-    """A regular file's bytes: no symbolic link, no device, not longer than the limit."""
+def read_regular(path: Union[Path, str], limit: int) -> bytes:
+    """A regular file's bytes, as many as there are now: no symbolic link, no device, not longer
+    than the limit."""
     try:
         fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
     except OSError as err:
@@ -92,9 +91,8 @@ def read_regular(path: Path, limit: int) -> bytes:
         if info.st_size > limit:
             raise StoreError(f"'{path}' has {info.st_size} bytes; at most {limit} are expected")
         data = b""
-        while len(data) <= limit:
-            # Room for all that is allowed would cost more than reading does.
-            part = os.read(fd, max(_LEAST_READ, info.st_size - len(data)))
+        while len(data) < info.st_size:
+            part = os.read(fd, info.st_size - len(data))
             if not part:
                 break
             data += part
@@ -102,8 +100,6 @@ def read_regular(path: Path, limit: int) -> bytes:
         raise StoreError(f"'{path}' cannot be read: {err.strerror}") from None
     finally:
         os.close(fd)
-    if len(data) > limit:
-        raise StoreError(f"'{path}' grew while it was read")
     return data
 
 
@@ -133,7 +129,7 @@ def parse_object(data: bytes, what: str) -> dict[str, Any]:
     return value
 
 
-def read_object(path: Path, limit: int = 1 << 20) -> dict[str, Any]:
+def read_object(path: Union[Path, str], limit: int = 1 << 20) -> dict[str, Any]:
     """A JSON object in a regular file."""
     return parse_object(read_regular(path, limit), f"'{path}'")
 

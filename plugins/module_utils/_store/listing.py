@@ -4,6 +4,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import gc
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any, Mapping, Optional
 
 from ansible_collections.livesnap.qemu.plugins.module_utils._errors import LivesnapError
@@ -36,6 +40,19 @@ RETURNED = (
 _ONLY_IN_MANIFEST = frozenset(("gpa", "ramblock", "checksums", "commands", "internal"))
 
 
+@contextlib.contextmanager
+def uncollected() -> Iterator[None]:
+    """No search for garbage: manifests have no cycles, and of thousands it takes a sixth of the
+    time."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
+
+
 def describe(fields: Mapping[str, Any], state: Mapping[str, Any], path: str) -> dict[str, Any]:
     """A snapshot as modules return it, of its manifest and status. Pure."""
     found: dict[str, Any] = {key: fields.get(key) for key in RETURNED}
@@ -60,12 +77,13 @@ def _empty(guest: str, name: str, path: str) -> dict[str, Any]:
 
 def look(store: Store, guest: str, name: str) -> dict[str, Any]:
     """One snapshot with a complete one's name, problems included; never raises for its content."""
-    return examine(store, guest, name)[0]
+    return _examine(guest, name, store.snapshot(guest, name))[0]
 
 
-def examine(store: Store, guest: str, name: str) -> tuple[dict[str, Any], Optional[dict[str, Any]]]:
+def _examine(
+    guest: str, name: str, path: Path
+) -> tuple[dict[str, Any], Optional[dict[str, Any]]]:
     """The same, and its manifest, None where that cannot be used. Each file is read once."""
-    path = store.snapshot(guest, name)
     found = _empty(guest, name, str(path))
     fields: Optional[dict[str, Any]] = None
     state, problem = status.default(), ""
@@ -85,7 +103,8 @@ def of_guest(
     store: Store, guest: str
 ) -> list[tuple[dict[str, Any], Optional[dict[str, Any]]]]:
     """The same of all of a guest, by name. One whose disks stand on what is not there is broken."""
-    found = [examine(store, guest, name) for name in store.entries(guest)[0]]
+    folder = store.guest(guest)
+    found = [_examine(guest, name, folder / name) for name in store.entries(guest)[0]]
     sound = {info["name"]: info for info, fields in found if fields is not None}
     while True:
         broken = {name: _broken(store, info, sound) for name, info in sound.items()}
@@ -145,6 +164,7 @@ def _sized(store: Store, found: dict[str, Any]) -> dict[str, Any]:
     return {**found, "own_bytes": held.own, "shared_bytes": held.shared}
 
 
+@uncollected()
 def list_snapshots(store: str, guest: Optional[str] = None) -> list[dict[str, Any]]:
     """All snapshots of a store, or of one guest, newest first (docs/manifest.md).
 

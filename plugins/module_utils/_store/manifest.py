@@ -10,7 +10,7 @@ import os
 import re
 import stat
 from pathlib import Path
-from typing import Any, Callable, Mapping, Optional
+from typing import Any, Callable, Mapping, Optional, Sequence
 
 from ansible_collections.livesnap.qemu.plugins.module_utils._errors import StoreError
 from ansible_collections.livesnap.qemu.plugins.module_utils._store import files, names, sums
@@ -99,21 +99,36 @@ def _list_of(check: Check) -> Check:
     return test
 
 
-def _rows(*keys: str) -> Check:
-    """A list of objects that have a string under each of these keys, looked at by columns."""
+def _rows(*texts: str, ints: Sequence[str] = ()) -> Check:
+    """A list of objects with strings and sizes under these keys, looked at by columns."""
 
     def test(value: Any) -> bool:
         if not isinstance(value, list):
             return False
         try:
-            return all(_texts([row[key] for row in value]) for key in keys)
+            return all(_texts([row[key] for row in value]) for key in texts) and all(
+                _int(row[key]) for key in ints for row in value
+            )
         except (KeyError, TypeError):
             return False
 
     return test
 
 
-_numbers_or_null = _or_null(_number)
+def _numbers(*keys: str) -> Check:
+    """An object with a number, or null, under each of these keys."""
+
+    def test(value: Any) -> bool:
+        if not isinstance(value, dict):
+            return False
+        for key in keys:
+            number = value.get(key, "")
+            if number is not None and (type(number) not in (int, float) or number < 0):
+                return False
+        return True
+
+    return test
+
 
 _FREEZE = _object(
     asked=_one_of("auto", "required", "never"),
@@ -130,9 +145,9 @@ _MEMORY = _object(
     checksum=_text,
     compression=_one_of("none", "lz4", "zstd"),
     faults=_int,
-    fault_us=_object(p50=_numbers_or_null, p99=_numbers_or_null, max=_numbers_or_null),
+    fault_us=_numbers("p50", "p99", "max"),
     proof=_object(scans=_int, chunks=_int),
-    gpa=_list_of(_object(gpa=_int, block=_text, offset=_int, length=_int)),
+    gpa=_rows("block", ints=("gpa", "offset", "length")),
     ramblock=_text,
 )
 #: How a disk may have been captured.
@@ -237,7 +252,7 @@ FIELDS: dict[str, tuple[Check, str]] = {
         ),
         "level, indications, freeze",
     ),
-    "timings": (_object(**dict.fromkeys(TIMINGS, _numbers_or_null)), "times"),
+    "timings": (_numbers(*TIMINGS), "times"),
     "memory": (_or_null(_MEMORY), "a memory entry or null"),
     "devices": (
         _or_null(_object(file=_one_of("devices"), bytes=_int, sha256=_text)),
@@ -328,7 +343,7 @@ def read(folder: Path) -> dict[str, Any]:
 
     Names must agree with the folders; each file must be there, a regular file of the recorded size.
     """
-    path = folder / NAME
+    path = f"{folder}/{NAME}"
     if os.path.lexists(f"{folder}/{MERGING}"):
         raise StoreError(
             f"snapshot '{folder.name}' is being removed: its disks are merged into those of the one"

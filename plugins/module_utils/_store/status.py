@@ -22,7 +22,7 @@ def default() -> dict[str, Any]:
 
 def read(folder: Path) -> dict[str, Any]:
     """A snapshot's status; the defaults when there is none; StoreError when it makes no sense."""
-    path = folder / NAME
+    path = f"{folder}/{NAME}"
     if not os.path.lexists(path):
         return default()
     status = {**default(), **files.read_object(path)}

@@ -79,11 +79,12 @@ class Hypervisor:
         raise AssertionError((self.folder / "sshd.log").read_text())
 
     def stop(self) -> None:
-        """It cannot be reached any more."""
+        """It cannot be reached any more, by connections that are there already neither."""
         if self._server is not None:
             os.killpg(self._server.pid, signal.SIGTERM)
             self._server.wait(timeout=10)
             self._server = None
+            self.cut()
 
     def variables(self, stops_at: str = "", **more: Any) -> dict[str, Any]:
         """What the inventory says of it. The owner of a snapshot stops itself at that step."""
@@ -113,6 +114,12 @@ class Hypervisor:
                 if pid != server and Path(f"/proc/{pid}/comm").read_text() == "sshd\n":
                     found.append(pid)
         return found
+
+    def cut(self) -> None:
+        """All of its connections end at once; what runs there by itself runs on."""
+        for pid in self.sessions():
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
 
     def stopped_owner(self, qemu: int | None) -> int:
         """Pid of the owner of the snapshot of a QEMU, once it has stopped itself; 0 before."""

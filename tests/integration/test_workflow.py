@@ -150,10 +150,8 @@ def test_what_is_well_succeeds_and_the_rest_is_said(
 
 
 def cut(hypervisor: Hypervisor, _ansible: subprocess.Popen[bytes]) -> None:
-    """All of its connections end at once; what runs there by itself runs on."""
-    for pid in hypervisor.sessions():
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(pid, signal.SIGKILL)
+    """The controller is there, and cannot reach it."""
+    hypervisor.cut()
 
 
 def kill(_hypervisor: Hypervisor, ansible: subprocess.Popen[bytes]) -> None:

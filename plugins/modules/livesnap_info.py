@@ -73,8 +73,8 @@ snapshots:
       description:
         - What the snapshot takes for itself, in bytes. Its removal gives that back. Null while it is in the making.
         - Of a disk that scheme V(overlay) captured it is the smaller of the image that is the disk and the one above it, which is
-          the most that merging the two can give back. A disk of scheme V(internal) gives nothing back, as its image keeps its length.
-          What scheme V(command) made is not counted, since only the operator's commands know it.
+          the most that merging the two can give back, but for the tables of an image. A disk of scheme V(internal) gives nothing
+          back, as its image keeps its length. What scheme V(command) made is not counted, since only the operator's commands know it.
       type: int
       sample: 67190784
     shared_bytes:

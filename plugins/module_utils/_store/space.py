@@ -79,9 +79,9 @@ def held(folder: Path, disks: Sequence[Mapping[str, Any]] = ()) -> Held:
 def _held_outside(disk: Mapping[str, Any]) -> Held:
     """Of an entry of disks[] whose image is the guest's own.
 
-    A layer that is merged gives back what the one below has as well: at most the smaller of the
-    two. An internal snapshot that goes leaves its image as long as it was. What the operator's
-    commands made, only these know.
+    A layer that is merged gives back what the one below has as well, at most the smaller of the
+    two, and its tables, which are little. An internal snapshot that goes leaves its image as long
+    as it was. What the operator's commands made, only these know.
     """
     if disk["scheme"] not in ("internal", "overlay"):
         return Held(0, 0)

@@ -66,11 +66,13 @@ _FULL_LZ4 = {"staging": "auto", "compression": "lz4"}
 _SMALL = {"staging": "256M", "compression": "none"}
 _SMALL_LZ4 = {"staging": "256M", "compression": "lz4"}
 
+_REWRITTEN = {"memory": 4096, "buffer": 2861, "mixed": True, "disks": ()}
+
 CASES = (
     Case(
         "a",
         "4 GiB, 3 GB rewritten in a loop",
-        {"memory": 4096, "buffer": 2861, "mixed": True, "disks": ()},
+        _REWRITTEN,
         {"full none": _FULL, "full lz4": _FULL_LZ4},
         rounds=3,
         bounds=(
@@ -86,7 +88,7 @@ CASES = (
     Case(
         "a256",
         "the same with little staging",
-        {"memory": 4096, "buffer": 2861, "mixed": True, "disks": ()},
+        _REWRITTEN,
         {"256 MiB none": _SMALL, "256 MiB lz4": _SMALL_LZ4},
         rounds=3,
         bounds=(

@@ -19,6 +19,7 @@ from ansible_collections.livesnap.qemu.plugins.module_utils._disks.scheme import
     Making,
     Outside,
     Scheme,
+    Share,
     Subject,
 )
 from ansible_collections.livesnap.qemu.plugins.module_utils._disks.table import OUTSIDE, SCHEMES
@@ -61,6 +62,9 @@ class Left(Scheme):
     def commit(self, qmp: Connection, timeout: float) -> None:
         self.say("commit")
 
+    def commit_frozen(self, qmp: Connection, timeout: float) -> None:
+        self.say("first")
+
     def poll(self, qmp: Connection) -> tuple[bool, int, int]:
         return self.NAME == "left", 1, 2
 
@@ -82,10 +86,14 @@ class Right(Left):
 
 
 class Still(Left):
-    """One without a part in the transaction."""
+    """One without a part in the transaction, which need not wait for the pause."""
 
     NAME = "still"
     PROBLEM = "it stays"
+
+    def __init__(self, making: Making, shares: Sequence[Share]) -> None:
+        super().__init__(making, shares)
+        self.goes_first = True
 
     def actions(self) -> list[dict[str, Any]]:
         return []
@@ -188,6 +196,24 @@ def test_a_manifest_says_where_each_disk_is() -> None:
     assert check([{**elsewhere, "scheme": "overlay", **layers, "overlay": None}])
     for wrong in ({"covered": "d.qcow2"}, {"overlay": "/etc/passwd"}, {"covered": None}):
         assert not check([{**elsewhere, "scheme": "overlay", **layers, **wrong}])
+
+
+@pytest.mark.parametrize(("names", "forgotten"), [
+    (("left", "right"), ["/f"]), (("left", "still"), [])])
+def test_what_captured_nothing_has_nothing_to_take_back(
+    chosen: list[tuple[Disk, str]], monkeypatch: pytest.MonkeyPatch, names: tuple[str, ...],
+    forgotten: list[str],
+) -> None:
+    """A frozen guest alone changes nothing about what was made: commands of an operator's did not
+    run."""
+    forgot: list[str] = []
+    monkeypatch.setattr(captured.outside, "forget", lambda folder: forgot.append(str(folder)))
+    qmp: Any = Qmp()
+    disks = captured.CapturedDisks(MAKING, [each for each in chosen if each[1] in names])
+    disks.commit_frozen(qmp, 1.0)
+    disks.undo(qmp)
+    assert forgot == forgotten
+    assert ("first still n2" in SAID) == ("still" in names)
 
 
 def test_a_refused_removal_leaves_what_nothing_covers(

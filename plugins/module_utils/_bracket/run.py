@@ -53,7 +53,7 @@ class Run:
     qmp: Connection
     plan: Plan
     #: Whether disks may be captured while the guest runs on, frozen.
-    early: bool = True
+    early: bool
     started: str = ""
     started_at: float = field(default_factory=time.monotonic)
     folder: Optional[Path] = None

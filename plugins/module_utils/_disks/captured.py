@@ -106,9 +106,10 @@ class CapturedDisks:
 
     def commit_frozen(self, qmp: Connection, timeout: float) -> None:
         """The guest's file systems are frozen: what need not wait until it is stopped."""
-        self._committed = True
         for scheme in self._schemes:
-            scheme.commit_frozen(qmp, timeout)
+            if scheme.goes_first:
+                self._committed = True
+                scheme.commit_frozen(qmp, timeout)
 
     def commit(self, qmp: Connection, timeout: float) -> None:
         """The guest is stopped: all disks are captured as they are now."""

@@ -110,9 +110,9 @@ class Overlay(Outside):
         self._of_domain = {
             each.disk.target: self._path(each) for each in shares if each.disk.target
         }
-        #: Nodes of these that cover disks since before the pause.
-        self._covering: list[str] = []
-        self._is_covered = False
+        self.goes_first = bool(self._of_domain)
+        #: Nodes of these, where they cover disks since before the pause.
+        self._covering: Optional[list[str]] = None
 
     def entries(self) -> list[dict[str, Any]]:
         """With both images."""
@@ -169,16 +169,14 @@ class Overlay(Outside):
 
     def commit_frozen(self, qmp: Connection, timeout: float) -> None:
         """The disks of a libvirt domain: its call takes longer than the rest of the pause."""
-        if self._of_domain:
-            domain_layers.cover(as_domain(qmp), self._of_domain, timeout)
-            self._is_covered = True
-            images = self._of_domain.values()
-            every = [stack.layers[0] for stack in layers.stacks(qmp)]
-            self._covering = [layer.node for layer in every if layer.file in images]
+        domain_layers.cover(as_domain(qmp), self._of_domain, timeout)
+        images = self._of_domain.values()
+        every = [stack.layers[0] for stack in layers.stacks(qmp)]
+        self._covering = [layer.node for layer in every if layer.file in images]
 
     def commit(self, qmp: Connection, timeout: float) -> None:
         """The disks of a libvirt domain. The transaction has done it all for others."""
-        if self._is_covered:
+        if self._covering is not None:
             still = set(self._covering) - set(layers.written(qmp, self._covering))
             if len(still) < len(self._of_domain):
                 raise FrozenWriteError(

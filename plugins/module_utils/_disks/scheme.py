@@ -92,6 +92,8 @@ class Scheme(ABC):
         """Touches nothing yet."""
         self.making = making
         self.shares = shares
+        #: Whether commit_frozen has something to do.
+        self.goes_first = False
 
     @classmethod
     def warning(cls, disks: Sequence[Disk]) -> str:

@@ -111,14 +111,10 @@ def exchanges_of(
 
 
 def _stored(disk: Mapping[str, Any]) -> int:
-    """Bytes that a disk of a snapshot has, layers below it included.
-
-    Of these some may have been merged into others since.
-    """
+    """Bytes that a disk of a snapshot has, layers below it included."""
     if disk.get("covered") is None:
         return int(disk["stored_bytes"])
-    layers = (disk["covered"], *disk["source"].get("below", ()))
-    return sum(os.stat(file).st_blocks * 512 for file in layers if os.path.exists(file))
+    return space.stacked(disk["covered"], disk)
 
 
 def _check_file(label: str, path: str) -> None:

@@ -92,13 +92,20 @@ def _held_outside(disk: Mapping[str, Any]) -> Held:
             own = min(_allocated(image), _allocated(above))
         elif names.is_layer(image):
             own = _allocated(image)
-    needed = {image, *disk["source"].get("below", ())}
-    return Held(own, sum(map(_allocated, needed)) - own)
+    return Held(own, stacked(image, disk) - own)
+
+
+def stacked(image: str, disk: Mapping[str, Any]) -> int:
+    """Bytes that an image of an entry of disks[] takes, with those that the disk stood on.
+
+    Of these some may have been merged into others since.
+    """
+    return sum(map(_allocated, {image, *disk["source"].get("below", ())}))
 
 
 def _allocated(image: str) -> int:
     with contextlib.suppress(OSError):
-        about = os.lstat(image)
+        about = os.stat(image)
         if stat.S_ISREG(about.st_mode):
             return about.st_blocks * 512
     return 0

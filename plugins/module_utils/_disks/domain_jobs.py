@@ -86,15 +86,16 @@ class DomainJobs:
 
     def set_speed(self, qmp: Connection) -> None:
         """A backup job of libvirt's cannot begin with a speed. Done once."""
-        flags = _deps.libvirt.VIR_DOMAIN_BLOCK_JOB_SPEED_BANDWIDTH_BYTES
-        domain = as_domain(qmp)
+        libvirt, domain = _deps.libvirt, as_domain(qmp)
+        flags = libvirt.VIR_DOMAIN_BLOCK_JOB_SPEED_BANDWIDTH_BYTES
+        # This disk is copied already: QEMU's job has ended, or libvirt has forgotten it, too.
+        ended = (libvirt.VIR_ERR_OPERATION_INVALID, libvirt.VIR_ERR_INVALID_ARG)
         for target in [] if self._has_speed else [each for each in self._targets if each.speed]:
             try:
                 given = (target.disk.target, target.speed, flags)
                 domain.call("blockJobSetSpeed", functools.partial(_set_speed, given=given))
             except LibvirtError as err:
-                # This disk is copied already.
-                if err.code != _deps.libvirt.VIR_ERR_OPERATION_INVALID:
+                if err.code not in ended:
                     raise
         self._has_speed = True
 

@@ -9,20 +9,17 @@ import json
 import os
 import shutil
 import signal
-import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Callable, TypeVar
+from typing import Any, Callable
 
 from ansible_collections.livesnap.qemu.plugins.module_utils._bracket.api import (
     SnapshotSpec,
     take_snapshot,
 )
 from ansible_collections.livesnap.qemu.plugins.module_utils._guard import Guard, GuardConfig
-from lab import Guest, LabError
-
-T = TypeVar("T")
+from lab import Guest
 
 REPO = Path(__file__).resolve().parents[2]
 RUN = Path("/run/livesnap")
@@ -137,38 +134,6 @@ def fault(step: str, action: str) -> Iterator[None]:
         yield
     finally:
         del os.environ["LIVESNAP_TESTING"], os.environ["LIVESNAP_FAULT_STEP"]
-
-
-def stopped_owner() -> int:
-    """Pid of the owner that has stopped itself at a step."""
-    def find() -> int:
-        pids = (int(read(folder / "owner.json").get("pid", 0)) for folder in run_dirs())
-        return next((pid for pid in pids if pid and state(pid) == "T"), 0)
-
-    return int(wait(find, 30.0))
-
-
-def standing_still(step: str, act: Callable[[], object], take: Callable[[], T]) -> T:
-    """What `take` returns, whose owner stands still at a step while something is done."""
-    failed: list[Exception] = []
-
-    def interfere() -> None:
-        pid = stopped_owner()
-        try:
-            act()
-        except (AssertionError, LabError) as error:
-            failed.append(error)
-        finally:
-            os.kill(pid, signal.SIGCONT)
-
-    thread = threading.Thread(target=interfere)
-    with fault(step, "STOP"):
-        thread.start()
-        try:
-            return take()
-        finally:
-            thread.join()
-            assert not failed, failed
 
 
 def in_child(work: Callable[[], Any]) -> int:

@@ -36,6 +36,8 @@ def well(domain: Domain) -> None:
         assert qmp.execute("query-block-jobs") == qmp.execute("query-jobs") == []
         assert not [each for each in qmp.execute("query-fdsets")
                     if any("livesnap" in fd.get("opaque", "") for fd in each["fds"])]
+        nodes = qmp.execute("query-named-block-nodes", {"flat": True})
+        assert not [each for each in nodes if each.get("dirty-bitmaps")]
     domain.counts()
 
 
@@ -56,9 +58,11 @@ def recover(store: TestStore) -> list[str]:
     return as_module(lambda: _recover.recover(str(store.path), None, helper()))
 
 
-FULL = [(step, action) for step in ("freeze", "disks", "arm", "cont", "thaw", "sweep")
-        for action in ("RAISE", "KILL", "STOP")]
-SHORT = [("disks", "KILL"), ("arm", "RAISE"), ("arm", "STOP"), ("cont", "KILL"), ("sweep", "KILL")]
+STEPS = ("freeze", "cover", "stop", "disks", "arm", "cont", "thaw", "sweep")
+FULL = [(step, action) for step in STEPS for action in ("RAISE", "KILL", "STOP")]
+SHORT = [
+    ("stop", "STOP"), ("disks", "KILL"), ("arm", "RAISE"), ("arm", "STOP"), ("cont", "KILL"),
+    ("sweep", "KILL")]
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ import contextlib
 import os
 import signal
 import subprocess
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -29,7 +30,7 @@ from ansible_collections.livesnap.qemu.plugins.module_utils._host.info import (
 )
 from ansible_collections.livesnap.qemu.plugins.module_utils._store import manifest
 from ansible_collections.livesnap.qemu.plugins.module_utils._store.listing import list_snapshots
-from bracket_kit import RUN, fault, run_dirs, standing_still, state, stopped_owner, wait
+from bracket_kit import RUN, fault, read, run_dirs, state, wait
 from lab import DiskSpec, Domain, LabError, Libvirtd, disk_state
 from taking import TestStore, as_module, folder_of, helper, images_of, verdict
 
@@ -141,11 +142,40 @@ def test_which_disks(domain: Domain, store: TestStore) -> None:
     assert [path.name for path in store.path.glob("*/*")] == ["one"]
 
 
+def stopped_owner() -> int:
+    def find() -> int:
+        for folder in run_dirs("off-*"):
+            pid = int(read(folder / "owner.json").get("pid", 0))
+            if pid and state(pid) == "T":
+                return pid
+        return 0
+
+    return int(wait(find, 30.0))
+
+
 def meanwhile(
     store: TestStore, domain: Domain, act: Callable[[], object], **given: Any
 ) -> dict[str, Any]:
     """A snapshot whose owner stands still with the images locked while something is done."""
-    return standing_still("copy", act, lambda: store.take(domain, "one", **(given or OFF)))
+    failed: list[Exception] = []
+
+    def interfere() -> None:
+        pid = stopped_owner()
+        try:
+            act()
+        except (AssertionError, LabError) as error:
+            failed.append(error)
+        finally:
+            os.kill(pid, signal.SIGCONT)
+
+    thread = threading.Thread(target=interfere)
+    with fault("copy", "STOP"):
+        thread.start()
+        try:
+            return store.take(domain, "one", **(given or OFF))
+        finally:
+            thread.join()
+            assert not failed, failed
 
 
 def test_nobody_starts_it_while_it_is_copied(domain: Domain, store: TestStore) -> None:

@@ -3,7 +3,8 @@
 """Scheme backup: a copy-before-write copy of each disk into the store, of what was written since
 an earlier snapshot where that is known, else of all of it.
 
-It begins for all disks at once while the guest is stopped. The guest's own chain, and with it its
+It begins for all disks at once while the guest is stopped; those of libvirt's domains a little
+earlier, if nothing is written to the disks in between. The guest's own chain, and with it its
 command line, stays as it is.
 
 The room that a copy can need is reserved beforehand. QEMU before 10.1 passes an error of the target
@@ -69,6 +70,7 @@ class Backup(Scheme):
             node, file = f"{making.prefix}d{share.index}", share.file(FORMAT)
             path, how = making.folder / file, subject.compression
             self._targets.append(Target(share.disk, node, file, path, speed=speed, compression=how))
+        self.goes_first = any(share.disk.target for share in shares)
 
     @classmethod
     def check(cls, subject: Subject, qmp: Connection, disks: Sequence[Disk]) -> None:
@@ -103,7 +105,8 @@ class Backup(Scheme):
         managed = [target for target in self._targets if target.disk.target]
         others = [target for target in self._targets if not target.disk.target]
         if managed:
-            self._jobs.append(DomainJobs(managed, self.making.subject.owner))
+            owner, prefix = self.making.subject.owner, self.making.prefix
+            self._jobs.append(DomainJobs(managed, owner, prefix))
         if others:
             self._jobs.append(QemuJobs(self.making.prefix, others))
         for jobs in self._jobs:
@@ -159,8 +162,13 @@ class Backup(Scheme):
         """The jobs that QEMU begins; none where libvirt does."""
         return [action for jobs in self._jobs for action in jobs.actions()]
 
+    def commit_frozen(self, qmp: Connection, timeout: float) -> None:
+        """What libvirt begins, which takes longer than the rest of the pause."""
+        for jobs in self._jobs:
+            jobs.commit_frozen(qmp, timeout)
+
     def commit(self, qmp: Connection, timeout: float) -> None:
-        """What libvirt begins: the copies are of this instant."""
+        """What libvirt begins, or has begun: the copies are of this instant."""
         for jobs in self._jobs:
             jobs.commit(qmp, timeout)
 

@@ -4,6 +4,8 @@
 
 'livesnap-ID@TAG': since the snapshot with that id, whose store and guest folder the tag is made of;
 so several stores of one guest keep out of each other's way. A qcow2 image keeps it when QEMU ends.
+
+Others watch over a disk for the moments in which nothing is to be written to it.
 """
 
 from __future__ import annotations
@@ -21,6 +23,8 @@ from ansible_collections.livesnap.qemu.plugins.module_utils._errors import QmpCo
 
 #: How finely they count, bytes: the clusters of the copies.
 GRANULARITY = 64 << 10
+#: The same of one that watches. Whether anything was written is all that it is asked.
+_COARSE = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -89,6 +93,25 @@ def add(qmp: Connection, node: Mapping[str, Any], name: str) -> None:
             "disabled": True,
         },
     )
+
+
+def watch(qmp: Connection, node: str, name: str) -> None:
+    """A new one that counts at once, and that no image keeps."""
+    qmp.execute(
+        "block-dirty-bitmap-add", {"node": node, "name": name, "granularity": _COARSE}
+    )
+
+
+def seen(qmp: Connection, name: str) -> set[str]:
+    """Nodes that something was written to since they are watched under that name."""
+    every = qmp.execute("query-named-block-nodes", {"flat": True})
+    return {
+        str(node["node-name"])
+        for node in every
+        if any(
+            each.get("name") == name and each["count"] for each in node.get("dirty-bitmaps", ())
+        )
+    }
 
 
 def enable(node: str, name: str) -> dict[str, Any]:

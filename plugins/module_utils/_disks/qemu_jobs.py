@@ -21,7 +21,7 @@ from ansible_collections.livesnap.qemu.plugins.module_utils._errors import (
 
 #: Bytes a second while the guest stands still: QEMU, busy with copies, answers later. What the
 #: guest overwrites is copied at once all the same.
-_STANDING = 1
+STANDING = 1
 
 
 class QemuJobs:
@@ -65,13 +65,16 @@ class QemuJobs:
                         "device": target.disk.node,
                         "target": target.node,
                         **_sync(target),
-                        "speed": _STANDING,
+                        "speed": STANDING,
                         "compress": target.compressed,
                         "auto-dismiss": False,
                     },
                 }
             )
         return found
+
+    def commit_frozen(self, qmp: Connection, timeout: float) -> None:
+        """Nothing: the transaction takes no time to speak of."""
 
     def commit(self, qmp: Connection, timeout: float) -> None:
         """The transaction has done it all."""

@@ -17,6 +17,7 @@ int ls_cmd_ksm(int argc, char **argv);
 int ls_cmd_export(int argc, char **argv);
 int ls_cmd_info(int argc, char **argv);
 int ls_cmd_read(int argc, char **argv);
+int ls_cmd_serve(int argc, char **argv);
 int ls_cmd_verify(int argc, char **argv);
 #ifdef LS_FAULTS
 int ls_cmd_faults(int argc, char **argv);

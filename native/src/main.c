@@ -23,6 +23,7 @@ static const struct command commands[] = {
     {"info", ls_cmd_info, "what a RAM image says of itself"},
     {"verify", ls_cmd_verify, "read a RAM image whole and check it"},
     {"read", ls_cmd_read, "guest memory out of a RAM image"},
+    {"serve", ls_cmd_serve, "the RAM of a clone while it runs, page by page"},
     {"export", ls_cmd_export, "a migration stream for QEMU, or the blocks as files"},
 #ifdef LS_FAULTS
     {"faults", ls_cmd_faults, "list the fault points of this test build"},

@@ -11,16 +11,20 @@ from __future__ import annotations
 
 import os
 import time
+from typing import Sequence
 
 from ansible_collections.livesnap.qemu.plugins.module_utils._run import run_bounded
 
 _LIMIT = 2.0
 
 
-def move(pid: int, name: str, description: str, root: str = "/") -> bool:
+def move(
+    pid: int, name: str, description: str, root: str = "/", others: Sequence[int] = ()
+) -> bool:
     """Move a process to scope `name`.scope; whether it is there. Two seconds at most, twice.
 
-    `root` is where /run/systemd and /proc are looked for (tests have one of their own).
+    `others` are to come along. `root` is where /run/systemd and /proc are looked for (tests have
+    one of their own).
     """
     if not os.path.isdir(os.path.join(root, "run/systemd/system")):
         return False
@@ -30,7 +34,7 @@ def move(pid: int, name: str, description: str, root: str = "/") -> bool:
         *(f"{name}.scope", "fail", "3"),
         *("Description", "s", description),
         *("Slice", "s", "system.slice"),
-        *("PIDs", "au", "1", str(pid)),
+        *("PIDs", "au", str(1 + len(others)), str(pid), *map(str, others)),
         "0",
     ]
     if run_bounded(command, _LIMIT).code != 0:

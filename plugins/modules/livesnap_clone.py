@@ -39,7 +39,9 @@ options:
     default: false
   lazy:
     description:
-      - Whether RAM is read from the snapshot when it is first used, where the snapshot can do that. Starts faster.
+      - Whether the clone runs at once, and gets what it uses of its RAM from the snapshot when it first uses it. An image that is not
+        compressed is mapped by a QEMU of root's; otherwise C(livesnap-helper serve) brings what is asked for, and the rest behind that.
+      - A clone that has not got all of it ends with that process.
       - libvirt reads all of it, from a file that is written to the store and removed again.
     type: bool
     default: true
@@ -123,7 +125,7 @@ consoles:
   elements: str
   sample: [/run/livesnap/clone/web1/look/serial0.sock]
 lazy:
-  description: Whether RAM is read from the snapshot when it is first used.
+  description: Whether it runs before all of its RAM is read from the snapshot.
   returned: always
   type: bool
   sample: false

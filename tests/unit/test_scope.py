@@ -28,6 +28,8 @@ def test_moves(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         *("x.scope", "fail", "3", "Description", "s", "a clone", "Slice", "s", "system.slice"),
         *("PIDs", "au", "1", "77", "0"),
     ]
+    assert _scope.move(77, "x", "", str(tmp_path), others=[78, 79])
+    assert (tmp_path / "asked").read_text().splitlines()[-6:] == ["au", "3", "77", "78", "79", "0"]
 
 
 def test_no_systemd(tmp_path: Path) -> None:

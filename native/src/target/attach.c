@@ -251,7 +251,12 @@ static int make_uffd(struct ls_tracee *t, int pidfd, enum ls_attach_how how, str
     return copy;
 }
 
-int ls_attach_in_target(struct ls_tracee *t, enum ls_attach_how how, int *uffd,
+int ls_attach_return(struct ls_tracee *t, int theirs, struct ls_error *err)
+{
+    return ls_target_has_uffd(t->pid, theirs) ? close_in_target(t, theirs, err) : 0;
+}
+
+int ls_attach_in_target(struct ls_tracee *t, enum ls_attach_how how, int *uffd, int *theirs,
                         struct ls_error *err)
 {
     LS_AUTO_CLOSE int pidfd = ls_pidfd_open(t->pid);
@@ -264,6 +269,8 @@ int ls_attach_in_target(struct ls_tracee *t, enum ls_attach_how how, int *uffd,
     if (ls_attach_tidy(t, err) != 0)
         return -1;
     copy = make_uffd(t, pidfd, how, &opened, err);
+    if (copy >= 0 && theirs)
+        *theirs = opened.fds[--opened.count]; /* the last that was opened */
     /* close what was opened there, also after a failure, as long as the target can be asked */
     while (opened.count > 0 && t->stopped)
         if (close_in_target(t, opened.fds[--opened.count], copy < 0 ? &second : err) != 0)

@@ -10,10 +10,13 @@ enum ls_attach_job {
     LS_JOB_CHECK,  /* only ask the seccomp filters */
     LS_JOB_TIDY,   /* only close what an earlier attempt left */
     LS_JOB_ATTACH, /* get a userfaultfd */
+    LS_JOB_LEND,   /* the same, and leave it open in the target */
+    LS_JOB_RETURN, /* close the one that was left open */
 };
 
 struct ls_attach_outcome {
-    int uffd;                /* LS_JOB_ATTACH, else -1 */
+    int uffd;                /* LS_JOB_ATTACH and LS_JOB_LEND, else -1 */
+    int theirs;              /* LS_JOB_LEND: its number in the target; LS_JOB_RETURN: asked for */
     unsigned stood_still_us; /* how long the thread was stopped */
     unsigned refused;        /* LS_JOB_CHECK: the calls that its filters refuse, see below */
 };
@@ -45,6 +48,9 @@ int ls_uffd_device_open(void);
 
 /* A descriptor of the target for /dev/userfaultfd that is not marked, or -1. */
 int ls_target_find_device(pid_t pid, dev_t device);
+
+/* Whether a descriptor of the target is a userfaultfd. */
+bool ls_target_has_uffd(pid_t pid, int fd);
 
 /* What an attacher that died left in the target: the numbers, at most `max`; returns how many. */
 size_t ls_target_strays(pid_t pid, int *fds, size_t max);

@@ -23,10 +23,26 @@ struct answer {
     int ok;
     unsigned stood_still_us;
     unsigned refused; /* LS_JOB_CHECK: calls, by bit */
+    int theirs;
     struct ls_error err;
 };
 
 /* ---- child ---- */
+
+static int in_target(struct ls_tracee *t, enum ls_attach_job job, enum ls_attach_how how, int *uffd,
+                     int *theirs, struct ls_error *err)
+{
+    switch (job) {
+    case LS_JOB_TIDY:
+        return ls_attach_tidy(t, err);
+    case LS_JOB_RETURN:
+        return ls_attach_return(t, *theirs, err);
+    case LS_JOB_LEND:
+        return ls_attach_in_target(t, how, uffd, theirs, err);
+    default:
+        return ls_attach_in_target(t, how, uffd, NULL, err);
+    }
+}
 
 static int work(pid_t pid, pid_t tid, enum ls_attach_job job, enum ls_attach_how how, int *uffd,
                 struct answer *answer, struct ls_error *err)
@@ -49,7 +65,7 @@ static int work(pid_t pid, pid_t tid, enum ls_attach_job job, enum ls_attach_how
         return -1;
     if (ls_tracee_park(&t, err) != 0)
         return -1;
-    failed = job == LS_JOB_TIDY ? ls_attach_tidy(&t, err) : ls_attach_in_target(&t, how, uffd, err);
+    failed = in_target(&t, job, how, uffd, &answer->theirs, err);
     ls_tracee_leave(&t, &answer->stood_still_us);
     return failed;
 }
@@ -75,9 +91,10 @@ static void answer_parent(int sock, const struct answer *answer, int uffd)
         ;
 }
 
-static void child(int sock, pid_t pid, pid_t tid, enum ls_attach_job job, enum ls_attach_how how)
+static void child(int sock, pid_t pid, pid_t tid, enum ls_attach_job job, enum ls_attach_how how,
+                  int theirs)
 {
-    struct answer answer = {0};
+    struct answer answer = {.theirs = theirs};
     int uffd = -1;
 
     /* the target stands still while this process waits for a turn; short-lived, so no harm */
@@ -147,7 +164,7 @@ static int run_child(pid_t pid, pid_t tid, enum ls_attach_job job, enum ls_attac
         return ls_fail_errno(err, LS_INTERNAL, "fork", "cannot start the attaching process");
     if (worker == 0) {
         close(ls_steal_fd(&ours));
-        child(theirs, pid, tid, job, how);
+        child(theirs, pid, tid, job, how, out ? out->theirs : -1);
     }
     close(ls_steal_fd(&theirs));
     in_time = poll_once(ours) > 0;
@@ -172,12 +189,12 @@ static int run_child(pid_t pid, pid_t tid, enum ls_attach_job job, enum ls_attac
         *err = answer.err;
         return -1;
     }
-    if (job == LS_JOB_ATTACH && uffd < 0)
+    if ((job == LS_JOB_ATTACH || job == LS_JOB_LEND) && uffd < 0)
         return ls_fail(err, LS_INTERNAL, "attacher",
                        "the userfaultfd did not arrive: too many open files?");
     if (out)
-        *out =
-            (struct ls_attach_outcome){ls_steal_fd(&uffd), answer.stood_still_us, answer.refused};
+        *out = (struct ls_attach_outcome){ls_steal_fd(&uffd), answer.theirs, answer.stood_still_us,
+                                          answer.refused};
     return 0;
 }
 

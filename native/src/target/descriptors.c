@@ -16,6 +16,7 @@
 #include "target/attach.h"
 
 #define DEVICE "/dev/userfaultfd"
+#define UFFD_LINK "anon_inode:[userfaultfd]"
 /* Flags without a meaning for this device, which stay with the open file and can be read from
  * fdinfo in every process that holds it. */
 #define MARK (O_NOATIME | O_DSYNC)
@@ -143,19 +144,35 @@ static bool is_our_socket(const struct search *s, int fd)
            getsockopt(copy, SOL_SOCKET, SO_PEERCRED, &peer, &peer_size) == 0 && peer.pid == s->pid;
 }
 
+static bool read_link(pid_t pid, int fd, char link[64])
+{
+    char path[64];
+    ssize_t n;
+
+    snprintf(path, sizeof path, "/proc/%d/fd/%d", (int)pid, fd);
+    n = readlink(path, link, 63);
+    link[n < 0 ? 0 : n] = 0;
+    return n >= 0;
+}
+
+bool ls_target_has_uffd(pid_t pid, int fd)
+{
+    char link[64];
+
+    return read_link(pid, fd, link) && strcmp(link, UFFD_LINK) == 0;
+}
+
 static bool take_stray(pid_t pid, int fd, void *opaque)
 {
     struct search *s = opaque;
-    char path[64];
-    char link[64] = "";
+    char link[64];
     unsigned flags;
     unsigned features;
     bool ours;
 
-    snprintf(path, sizeof path, "/proc/%d/fd/%d", (int)pid, fd);
-    if (readlink(path, link, sizeof link - 1) < 0 || !read_fdinfo(pid, fd, &flags, &features))
+    if (!read_link(pid, fd, link) || !read_fdinfo(pid, fd, &flags, &features))
         return false;
-    if (strcmp(link, "anon_inode:[userfaultfd]") == 0)
+    if (strcmp(link, UFFD_LINK) == 0)
         ours = features == 0; /* nobody has said UFFDIO_API to it: it was left half-way */
     else if (strncmp(link, "socket:", 7) == 0)
         ours =

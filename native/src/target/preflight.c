@@ -153,7 +153,7 @@ static pid_t thread_of(pid_t pid)
 int ls_attach_preflight(pid_t pid, struct ls_error *err)
 {
     pid_t tid = thread_of(pid);
-    struct ls_attach_outcome outcome;
+    struct ls_attach_outcome outcome = {0};
     struct ls_proc_status status;
 
     if (static_preflight(pid, tid, err) != 0 || ls_proc_status(pid, tid, &status, err) != 0)
@@ -165,15 +165,42 @@ int ls_attach_preflight(pid_t pid, struct ls_error *err)
     return ls_attach_refuse_calls(pid, outcome.refused, err);
 }
 
+static int attach(pid_t pid, enum ls_attach_job job, enum ls_attach_how how,
+                  struct ls_attach_outcome *outcome, struct ls_error *err)
+{
+    pid_t tid = thread_of(pid);
+
+    return static_preflight(pid, tid, err) != 0 ||
+                   ls_attach_run(pid, tid, job, how, outcome, err) != 0
+               ? -1
+               : 0;
+}
+
 int ls_attach_userfaultfd(pid_t pid, enum ls_attach_how how, struct ls_attach_result *out,
                           struct ls_error *err)
 {
-    pid_t tid = thread_of(pid);
-    struct ls_attach_outcome outcome;
+    struct ls_attach_outcome outcome = {0};
 
-    if (static_preflight(pid, tid, err) != 0 ||
-        ls_attach_run(pid, tid, LS_JOB_ATTACH, how, &outcome, err) != 0)
+    if (attach(pid, LS_JOB_ATTACH, how, &outcome, err))
         return -1;
     *out = (struct ls_attach_result){outcome.uffd, outcome.stood_still_us};
     return 0;
+}
+
+int ls_attach_lend(pid_t pid, int *uffd, int *theirs, struct ls_error *err)
+{
+    struct ls_attach_outcome outcome = {0};
+
+    if (attach(pid, LS_JOB_LEND, LS_ATTACH_INJECT, &outcome, err))
+        return -1;
+    *uffd = outcome.uffd;
+    *theirs = outcome.theirs;
+    return 0;
+}
+
+int ls_attach_take_back(pid_t pid, int theirs, struct ls_error *err)
+{
+    struct ls_attach_outcome outcome = {.theirs = theirs};
+
+    return attach(pid, LS_JOB_RETURN, LS_ATTACH_INJECT, &outcome, err);
 }

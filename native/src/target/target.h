@@ -120,7 +120,16 @@ struct ls_attach_result {
 int ls_attach_userfaultfd(pid_t pid, enum ls_attach_how how, struct ls_attach_result *out,
                           struct ls_error *err);
 
-/* Whether the above could work: 0, or LS_REFUSED with the first reason. Stops the target's main
+/*
+ * The same by injected calls, of a userfaultfd that the target keeps open as well, as number
+ * `theirs`: what is registered with it stays so when we die.
+ */
+int ls_attach_lend(pid_t pid, int *uffd, int *theirs, struct ls_error *err);
+
+/* Closes that one in the target; nothing if it is not there. */
+int ls_attach_take_back(pid_t pid, int theirs, struct ls_error *err);
+
+/* Whether a userfaultfd can be had: 0, or LS_REFUSED with the first reason. Stops the target's main
  * thread for a moment if it has a seccomp filter, which only then can be read. */
 int ls_attach_preflight(pid_t pid, struct ls_error *err);
 

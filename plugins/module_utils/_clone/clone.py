@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any, Optional
 
 from ansible_collections.livesnap.qemu.plugins.module_utils import _scope
-from ansible_collections.livesnap.qemu.plugins.module_utils._clone import cmdline, launch
+from ansible_collections.livesnap.qemu.plugins.module_utils._clone import cmdline, launch, serving
 from ansible_collections.livesnap.qemu.plugins.module_utils._clone.domain_clone import DomainClone
 from ansible_collections.livesnap.qemu.plugins.module_utils._clone.overlays import Images
 from ansible_collections.livesnap.qemu.plugins.module_utils._clone.place import RUN_ROOT, Place
@@ -29,6 +29,7 @@ from ansible_collections.livesnap.qemu.plugins.module_utils._clone.source import
     guest_name,
 )
 from ansible_collections.livesnap.qemu.plugins.module_utils._clone.standing import lock_key
+from ansible_collections.livesnap.qemu.plugins.module_utils._connection.qmp import Qmp
 from ansible_collections.livesnap.qemu.plugins.module_utils._errors import (
     CloneError,
     LivesnapError,
@@ -52,7 +53,7 @@ _END_LIMIT = 5.0
 
 @dataclass(frozen=True)
 class CloneRequest:
-    """What a user asks for. lazy: map RAM instead of reading it first, where that is possible.
+    """What a user asks for. lazy: let it run before all of its RAM is read.
 
     drill: it is removed by recovery when this process has ended, and it stands still when its
     guest resets itself, panics or switches off.
@@ -107,6 +108,11 @@ def mapped_ram(source: Source, lazy: bool) -> Optional[MappedRam]:
     return MappedRam(source.main_block, source.image, source.main_bytes)
 
 
+def served(source: Source, lazy: bool) -> bool:
+    """Whether RAM that is not mapped is brought to QEMU as its guest asks for it."""
+    return lazy and mapped_ram(source, lazy) is None and source.main_bytes > 0
+
+
 def make_plan(source: Source, request: CloneRequest, ram: Optional[MappedRam]) -> Plan:
     """The plan of the rewriting."""
     place = request.place
@@ -154,7 +160,7 @@ def plan_clone(request: CloneRequest) -> dict[str, Any]:
         "overlays": [disk.overlay for disk in plan.disks],
         "consoles": [plan.path(each) for each in rewritten.findings.consoles],
         "running": source.was_running,
-        "lazy": plan.ram is not None,
+        "lazy": plan.ram is not None or served(source, request.lazy),
         "warnings": rewritten.findings.warnings,
         "actions": _actions(request, place),
     }
@@ -306,8 +312,6 @@ def _start(
     actions: list[str],
 ) -> dict[str, Any]:
     place, findings = request.place, rewritten.findings
-    export = [request.helper, "export", "--format", "qemu"]
-    export += ["--pages", "none"] if plan.ram is not None else []
     running = launch.start(
         rewritten.argv,
         launch.Setting(
@@ -319,7 +323,6 @@ def _start(
             export_log=str(place.private / "export.log"),
         ),
         findings.taps,
-        [*export, source.folder, "-"],
     )
     _scope.move(running.pid, f"livesnap-clone-{running.pid}", f"livesnap clone {plan.name}")
     try:
@@ -328,8 +331,8 @@ def _start(
             **_noted(request, source),
             "pid": running.pid,
             "start_time": running.start_time,
-            "export": running.export_identity(),
-            "lazy": plan.ram is not None,
+            "feeders": [],
+            "lazy": False,
             "qmp_socket": plan.path(cmdline.QMP_SOCKET),
             "agent_socket": agent or None,
             "consoles": [plan.path(each) for each in findings.consoles],
@@ -338,6 +341,9 @@ def _start(
         }
         place.write(state)
         with launch.connect(running, state["qmp_socket"]) as qmp:
+            state["lazy"] = _feed(request, source, plan.ram is not None, running, qmp)
+            state["feeders"] = running.feeders()
+            place.write(state)
             launch.wait_loaded(running, qmp, source.image_bytes)
             if request.drill:
                 stand_at_end(qmp)
@@ -352,6 +358,22 @@ def _start(
     except BaseException:
         running.kill()
         raise
+
+
+def _feed(
+    request: CloneRequest, source: Source, is_mapped: bool, running: launch.Running, qmp: Qmp
+) -> bool:
+    """Begin to give QEMU its snapshot; whether it runs before all of RAM is there."""
+    lazy = is_mapped
+    if served(source, request.lazy):
+        log = str(request.place.private / "serve.log")
+        why = serving.serve(running, qmp, request.helper, source, request.drill, log)
+        lazy = not why
+        if why:
+            running.warnings.append(f"all of RAM is read before the clone runs: {why}")
+    export = [request.helper, "export", "--format", "qemu", "--pages", "none" if lazy else "all"]
+    launch.feed(running, [*export, source.folder, "-"])
+    return lazy
 
 
 def remove_clone(request: CloneRequest, check_mode: bool = False) -> dict[str, Any]:

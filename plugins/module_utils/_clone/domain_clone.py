@@ -184,12 +184,12 @@ class DomainClone:
         child = HelperProcess(helper, argv, str(self.place.private / "export.log"))
         try:
             # It goes on if we are killed: whoever removes what is left has to find it.
-            state["export"] = [child.pid, process.start_time(child.pid) or 0]
+            state["feeders"] = [[child.pid, process.start_time(child.pid) or 0]]
             self.place.write(state)
             child.wait_for("done", self._limit())
         finally:
             child.end(_END_LIMIT)
-        state["export"] = []
+        state["feeders"] = []
 
     def _cut_off(self, domain: Domain) -> None:
         """Pull the cable of each card, while the clone still stands still.

@@ -25,6 +25,7 @@ from ansible_collections.livesnap.qemu.plugins.module_utils._errors import (
 )
 from ansible_collections.livesnap.qemu.plugins.module_utils._guest import process, waking
 from ansible_collections.livesnap.qemu.plugins.module_utils._guest.agent import Agent
+from ansible_collections.livesnap.qemu.plugins.module_utils._helper import HelperProcess
 
 START_LIMIT = 30.0
 #: The slowest that a stream may be and not count as stuck, in bytes a second.
@@ -55,33 +56,50 @@ class Setting:
 
 @dataclass
 class Running:
-    """A QEMU that was started here, and the export that feeds it."""
+    """A QEMU that was started here, and what it gets its snapshot from."""
 
     pid: int
     start_time: int
     qemu: subprocess.Popen[bytes]
-    export: Optional[subprocess.Popen[bytes]]
+    #: Where the stream that it waits for is to be written to; -1 is closed.
+    stream: int
     log: str
     export_log: str
     name: str = "the clone"
+    export: Optional[subprocess.Popen[bytes]] = None
+    server: Optional[HelperProcess] = None
     #: Where its own words begin in the log.
     log_start: int = 0
     warnings: list[str] = field(default_factory=list)
 
-    def export_identity(self) -> list[int]:
-        """Pid and start time of the export, [] when it has ended."""
-        started = process.start_time(self.export.pid) if self.export is not None else None
-        return [self.export.pid, started] if self.export is not None and started else []
+    def feeders(self) -> list[tuple[int, int]]:
+        """Pid and start time of export and server, as far as they are there."""
+        found = []
+        for child in (self.export, self.server):
+            started = None if child is None else process.start_time(child.pid)
+            if child is not None and started:
+                found.append((child.pid, started))
+        return found
+
+    def close_stream(self) -> None:
+        """QEMU sees its end when the export has closed it, too."""
+        if self.stream >= 0:
+            os.close(self.stream)
+        self.stream = -1
 
     def kill(self) -> None:
-        """End both, and wait for it."""
-        for child in (self.export, self.qemu):
-            if child is not None and child.poll() is None:
+        """End all of it, and wait for that."""
+        self.close_stream()
+        children = [each for each in (self.export, self.qemu) if each is not None]
+        for child in children:
+            if child.poll() is None:
                 child.kill()
-        for child in (self.export, self.qemu):
-            if child is not None:
-                with contextlib.suppress(subprocess.TimeoutExpired):
-                    child.wait(10.0)
+        for child in children:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                child.wait(10.0)
+        if self.server is not None:
+            # It ends with the QEMU that it serves.
+            self.server.end(10.0)
 
     def check(self) -> None:
         """CloneError, with its own last words, when either has failed."""
@@ -93,6 +111,8 @@ class Running:
                 raise CloneError(f"the snapshot cannot be read: {_tail(self.export_log)}")
         if self.qemu.poll() is not None:
             raise CloneError(f"the QEMU of {self.name} ended at once: {self.words()}")
+        if self.server is not None and self.server.poll() not in (None, 0):
+            raise CloneError(f"RAM cannot be brought to {self.name}: {self.server.logged()}")
 
     def words(self) -> str:
         """The last that QEMU said."""
@@ -109,17 +129,16 @@ def _tail(path: str, start: int = 0) -> str:
     return "; ".join(lines[-3:]) or "it said nothing"
 
 
-def start(
-    argv: list[str], setting: Setting, taps: Sequence[TapNeed] = (), export: Sequence[str] = ()
-) -> Running:
-    """Start QEMU, and the export whose output it reads where there is one.
+def start(argv: list[str], setting: Setting, taps: Sequence[TapNeed] = ()) -> Running:
+    """Start QEMU; where it waits for a stream, feed() is next.
 
     '@incoming@' in argv becomes the descriptor of the pipe, '@tapN@' those of the taps.
     """
     opened: list[int] = []
+    writer = -1
     try:
         reader, writer = os.pipe()
-        opened += [reader, writer]
+        opened.append(reader)
         passed = [reader]
         marks = {INCOMING: str(reader)}
         for need in taps:
@@ -143,18 +162,19 @@ def start(
                 umask=setting.umask,
                 **_as_user(setting),
             )
-        running = Running(
-            qemu.pid, 0, qemu, None, setting.log, setting.export_log, setting.name, log_start
+        return Running(
+            pid=qemu.pid,
+            start_time=process.start_time(qemu.pid) or 0,
+            qemu=qemu,
+            stream=writer,
+            log=setting.log,
+            export_log=setting.export_log,
+            name=setting.name,
+            log_start=log_start,
         )
-        try:
-            running.start_time = process.start_time(qemu.pid) or 0
-            if export:
-                running.export = _feed(export, writer, setting.export_log)
-        except BaseException:
-            running.kill()
-            raise
-        return running
     except OSError as err:
+        if writer >= 0:
+            os.close(writer)
         raise CloneError(
             f"the QEMU of {setting.name} cannot be started: {err.strerror or err}"
         ) from None
@@ -163,16 +183,23 @@ def start(
             os.close(fd)
 
 
-def _feed(export: Sequence[str], writer: int, log: str) -> subprocess.Popen[bytes]:
-    with open(log, "wb") as errors:
-        return subprocess.Popen(  # pylint: disable=ansible-bad-function
-            list(export),
-            stdin=subprocess.DEVNULL,
-            stdout=writer,
-            stderr=errors,
-            cwd="/",
-            start_new_session=True,
-        )
+def feed(running: Running, export: Sequence[str]) -> None:
+    """Have it read what this command writes."""
+    try:
+        with open(running.export_log, "wb") as errors:
+            running.export = subprocess.Popen(  # pylint: disable=ansible-bad-function
+                list(export),
+                stdin=subprocess.DEVNULL,
+                stdout=running.stream,
+                stderr=errors,
+                cwd="/",
+                start_new_session=True,
+            )
+    except OSError as err:
+        raise CloneError(
+            f"the snapshot of {running.name} cannot be read: {err.strerror or err}"
+        ) from None
+    running.close_stream()
 
 
 def _fill(word: str, marks: dict[str, str]) -> str:

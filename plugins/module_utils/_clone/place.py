@@ -3,7 +3,7 @@
 """Where a clone lies, and what is known of it.
 
     /run/livesnap/clone/GUEST/NAME/       its sockets, its user's; QEMU's working directory
-    /run/livesnap/clone/GUEST/.NAME/      root's: state.json, qemu.log, export.log
+    /run/livesnap/clone/GUEST/.NAME/      root's: state.json, qemu.log, export.log, serve.log
     STORE/GUEST/.clones/NAME/             its overlays
 
 A QEMU of a clone is found by its working directory, so even one that was started right before its
@@ -86,7 +86,8 @@ class Place:
         end_domain(state)
         for pid, started in launch.processes_in(str(self.sockets)):
             launch.end(pid, started)
-        for identity in ([state.get("pid"), state.get("start_time")], state.get("export") or []):
+        qemu = [state.get("pid"), state.get("start_time")]
+        for identity in (qemu, *state.get("feeders", ())):
             if len(identity) == 2 and all(isinstance(part, int) for part in identity):
                 launch.end(*identity)
         for folder in self.folders():

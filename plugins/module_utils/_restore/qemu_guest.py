@@ -200,9 +200,6 @@ class QemuGuest(Guest):
         return self.sockets.agent_socket is None
 
     def _start(self, start: Start, state: Optional[State], noted: Noted) -> list[str]:
-        export = (
-            [self.helper, "export", "--format", "qemu", str(state.folder), "-"] if state else []
-        )
         root = command.drops_privileges(start.argv)
         running = launch.start(
             command.again(start.argv, state is not None),
@@ -218,10 +215,12 @@ class QemuGuest(Guest):
                 env=start.env,
                 name=f"guest '{self.name}'",
             ),
-            export=export,
         )
         try:
             noted(running.pid, running.start_time)
+            if state is not None:
+                export = [self.helper, "export", "--format", "qemu", str(state.folder), "-"]
+                launch.feed(running, export)
             _scope.join(running.pid, start.cgroup, f"livesnap restore of {self.name}")
             with launch.connect(running, self.sockets.qmp_socket) as qmp:
                 if qmp.peer_pid != running.pid:

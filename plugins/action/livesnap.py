@@ -8,6 +8,7 @@ import os
 import random
 import shlex
 import time
+from pathlib import Path
 from typing import Any
 
 from ansible.errors import AnsibleActionFail, AnsibleConnectionFailure
@@ -104,15 +105,14 @@ class ActionModule(ActionBase):
             )
         except _helper.HelperMissing as error:
             raise AnsibleActionFail(str(error)) from error
-        if self._connection._shell.tmpdir is None:
-            self._make_tmp_path()
-        sent = self._connection._shell.join_path(self._connection._shell.tmpdir, _helper.NAME)
-        self._transfer_file(str(local), sent)
-        self._fixup_perms2([self._connection._shell.tmpdir, sent], execute=True)
+        sent, library = self._send(local), local.with_name(_helper.LIBRARY)
         if self._task.check_mode:
             path, line = sent, f"{sent} --version"
         else:
             line = _helper.install_line(sent, path)
+            if library.is_file():
+                # The helper comes last: where it is nothing is sent any more.
+                line = f"({_helper.library_line(self._send(library), path)}) && {line}"
         done = self._low_level_execute_command(line, sudoable=True)
         said = done.get("stdout", "").strip()
         if done.get("rc"):
@@ -126,6 +126,15 @@ class ActionModule(ActionBase):
                 "it was built from other sources"
             )
         return path, True
+
+    def _send(self, local: Path) -> str:
+        """The path of a copy in the task's temporary folder on the target."""
+        if self._connection._shell.tmpdir is None:
+            self._make_tmp_path()
+        sent: str = self._connection._shell.join_path(self._connection._shell.tmpdir, local.name)
+        self._transfer_file(str(local), sent)
+        self._fixup_perms2([self._connection._shell.tmpdir, sent], execute=True)
+        return sent
 
     def _ask(self, path: str) -> tuple[str, str]:
         done = self._low_level_execute_command(_helper.ask_line(path), sudoable=True)

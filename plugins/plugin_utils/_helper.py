@@ -14,7 +14,6 @@ import os
 import platform
 import re
 import shlex
-import shutil
 import subprocess
 import tempfile
 from collections.abc import Iterator, Mapping
@@ -23,6 +22,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 NAME = "livesnap-helper"
+# Goes along where it is beside the helper: checks read RAM images faster with it.
+LIBRARY = "liblivesnap-image.so"
 # Not below /tmp or /var: these are often mounted noexec.
 TARGET_ROOT = "/usr/local/libexec/livesnap"
 SHARED_ROOT = Path("/usr/share/livesnap")
@@ -31,6 +32,10 @@ BUILD_SECONDS = 600
 
 class HelperMissing(Exception):
     """No helper could be had; the message names every source that was tried."""
+
+
+def _sources(folder: Path) -> list[Path]:
+    return sorted(folder.rglob("*.[ch]"))
 
 
 @dataclass(frozen=True)
@@ -45,8 +50,9 @@ class Sources:
         return cls(Path(__file__).resolve().parents[2] / "native")
 
     def files(self) -> list[Path]:
-        """What the binary is made of, in a fixed order."""
-        return [self.root / "Makefile", *sorted((self.root / "src").rglob("*.[ch]"))]
+        """What binary and library are made of, in a fixed order."""
+        every = (self.root / folder for folder in ("src", "lib"))
+        return [self.root / "Makefile", *(path for each in every for path in _sources(each))]
 
     def digest(self) -> str:
         """First 16 hexadecimal digits of SHA-256 over names and contents."""
@@ -92,13 +98,21 @@ def read_answer(text: str) -> tuple[str, str]:
 
 
 def install_line(sent: str, path: str) -> str:
-    """A shell line that puts what was sent in its place, whole or not at all, and runs it."""
-    folder = os.path.dirname(path)
-    beside = f"{folder}/.{NAME}.$$"
+    """A shell line that puts the helper in its place, whole or not at all, and runs it."""
+    return _install_line(sent, path, 'chmod 0755 "$beside" && "$beside" --version')
+
+
+def library_line(sent: str, path: str) -> str:
+    """The same of the library, beside the helper of that path."""
+    return _install_line(sent, f"{os.path.dirname(path)}/{LIBRARY}", 'chmod 0644 "$beside"')
+
+
+def _install_line(sent: str, path: str, prepare: str) -> str:
+    folder, name = os.path.split(path)
     return (
-        f"umask 022 && mkdir -p {shlex.quote(folder)} && cp {shlex.quote(sent)} {beside} && "
-        f"chown 0:0 {beside} && chmod 0755 {beside} && {beside} --version && "
-        f"mv -f {beside} {shlex.quote(path)} || {{ rm -f {beside}; exit 1; }}"
+        f"umask 022 && mkdir -p {shlex.quote(folder)} && beside={shlex.quote(folder)}/.{name}.$$ &&"
+        f' cp {shlex.quote(sent)} "$beside" && chown 0:0 "$beside" && {prepare} &&'
+        f' mv -f "$beside" {shlex.quote(path)} || {{ rm -f "$beside"; exit 1; }}'
     )
 
 
@@ -123,36 +137,37 @@ def _locked(folder: Path) -> Iterator[None]:
 
 
 def _build(sources: Sources, cached: Path) -> str:
-    """Builds into the cache; the reason why not, or nothing."""
+    """Builds into the cache; the reason why not, or nothing. The library is not missed."""
     with tempfile.TemporaryDirectory(prefix="build-", dir=cached.parent) as folder:
-        argv = [
-            "make",
-            "-s",
-            f"-j{min(4, os.cpu_count() or 1)}",
-            "-C",
-            str(sources.root),
-            f"BUILD={folder}",
-            f"{folder}/plain/{NAME}",
-        ]
-        try:
-            done = subprocess.run(
-                argv,
-                capture_output=True,
-                text=True,
-                timeout=BUILD_SECONDS,
-                check=False,
-                stdin=subprocess.DEVNULL,
-            )
-        except FileNotFoundError:
-            return "make is not installed"
-        except subprocess.TimeoutExpired:
-            return f"the build took more than {BUILD_SECONDS} s"
-        if done.returncode:
-            errors = [line for line in done.stderr.splitlines() if line.strip()]
-            return "; ".join(errors[:3]) or f"make ended with {done.returncode}"
-        shutil.copyfile(f"{folder}/plain/{NAME}", f"{folder}/finished")
-        os.chmod(f"{folder}/finished", 0o755)
-        os.replace(f"{folder}/finished", cached)
+        reason = _make(sources, folder, f"plain/{NAME}")
+        if reason:
+            return reason
+        if not _make(sources, folder, LIBRARY):
+            os.replace(f"{folder}/{LIBRARY}", cached.with_name(LIBRARY))
+        os.chmod(f"{folder}/plain/{NAME}", 0o755)
+        os.replace(f"{folder}/plain/{NAME}", cached)
+    return ""
+
+
+def _make(sources: Sources, folder: str, target: str) -> str:
+    """Makes one of the files in a folder; the reason why not, or nothing."""
+    argv = ["make", "-s", f"-j{min(4, os.cpu_count() or 1)}", "-C", str(sources.root)]
+    try:
+        done = subprocess.run(
+            [*argv, f"BUILD={folder}", f"{folder}/{target}"],
+            capture_output=True,
+            text=True,
+            timeout=BUILD_SECONDS,
+            check=False,
+            stdin=subprocess.DEVNULL,
+        )
+    except FileNotFoundError:
+        return "make is not installed"
+    except subprocess.TimeoutExpired:
+        return f"the build took more than {BUILD_SECONDS} s"
+    if done.returncode:
+        errors = [line for line in done.stderr.splitlines() if line.strip()]
+        return "; ".join(errors[:3]) or f"make ended with {done.returncode}"
     return ""
 
 

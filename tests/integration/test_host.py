@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import platform
 import shutil
 from collections.abc import Callable
@@ -22,6 +23,8 @@ ASK = {"name": "Helper", HELPER: {}}
 def no_helper() -> None:
     """The target has none."""
     shutil.rmtree(TARGET, ignore_errors=True)
+    with contextlib.suppress(OSError):
+        TARGET.parent.rmdir()
 
 
 def test_prepare_again_and_remove(bare: Controller, tmp_path: Path) -> None:
@@ -58,6 +61,8 @@ def test_helper_describes_the_hypervisor(prepared: Controller) -> None:
     assert found["helper"].startswith(str(TARGET))
     assert found["version"].startswith("livesnap-helper ")
     assert found["features"]["arch"] == platform.machine()
+    library = Path(found["helper"]).with_name("liblivesnap-image.so")
+    assert library.stat().st_mode & 0o7777 == 0o644
 
 
 def test_removing_the_helper_is_predicted_and_done(prepared: Controller) -> None:
@@ -81,7 +86,8 @@ def test_many_hosts_and_an_empty_cache_make_one_build(
     counted = tmp_path / "bin"
     counted.mkdir()
     log = tmp_path / "builds"
-    (counted / "make").write_text(f'#!/bin/sh\necho build >>{log}\nexec /usr/bin/make "$@"\n')
+    (counted / "make").write_text(f'#!/bin/sh\nfor last; do :; done\n'
+                                  f'basename "$last" >>{log}\nexec /usr/bin/make "$@"\n')
     (counted / "make").chmod(0o755)
     hosts = {f"hv{number}": {"ansible_connection": "local"} for number in range(count)}
     run = prepared.playbook(
@@ -92,7 +98,7 @@ def test_many_hosts_and_an_empty_cache_make_one_build(
         XDG_CACHE_HOME=str(tmp_path / "cache"),
     ).good()
     assert len(run.of(HELPER)) == count
-    assert log.read_text().splitlines() == ["build"]
+    assert log.read_text().splitlines() == ["livesnap-helper", "liblivesnap-image.so"]
     assert {found["version"] for found in run.of(HELPER)} != {None}
 
 

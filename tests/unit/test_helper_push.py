@@ -54,6 +54,20 @@ def test_the_digest_follows_contents_and_names(sources: _helper.Sources) -> None
     assert sources.digest() not in (first, second)
 
 
+def test_the_library_is_built_along_and_not_missed(
+    sources: _helper.Sources, tmp_path: Path
+) -> None:
+    first = sources.digest()
+    assert not find(sources, tmp_path).with_name(_helper.LIBRARY).exists()
+    (sources.root / "lib").mkdir()
+    (sources.root / "lib" / "library.c").write_text("int library;\n")
+    assert sources.digest() != first
+    with (sources.root / "Makefile").open("a") as file:
+        file.write(f"$(BUILD)/{_helper.LIBRARY}:\n\techo library >$@\n")
+    built = find(sources, tmp_path)
+    assert built.with_name(_helper.LIBRARY).read_text() == "library\n"
+
+
 def test_the_four_sources_are_tried_in_order(sources: _helper.Sources, tmp_path: Path) -> None:
     built = find(sources, tmp_path)
     assert built == tmp_path / "cache" / "livesnap" / sources.digest() / HERE / _helper.NAME
@@ -118,6 +132,18 @@ def test_asking_works_in_a_plain_shell(tmp_path: Path) -> None:
     path.chmod(0o755)
     there = subprocess.run(ask, capture_output=True, text=True, check=True).stdout
     assert _helper.read_answer(there) == (HERE, "livesnap-helper 1")
+
+
+@pytest.mark.skipif("os.geteuid() != 0", reason="gives a file to root")
+def test_the_library_is_put_beside_the_helper(tmp_path: Path) -> None:
+    sent = tmp_path / "sent"
+    sent.write_text("a library")
+    path = tmp_path / "with space" / _helper.NAME
+    line = _helper.library_line(str(sent), str(path))
+    subprocess.run(["/bin/sh", "-c", line], check=True)
+    (put_there,) = path.parent.iterdir()
+    assert (put_there.name, put_there.read_text()) == (_helper.LIBRARY, "a library")
+    assert put_there.stat().st_mode & 0o7777 == 0o644
 
 
 @pytest.mark.skipif("os.geteuid() != 0", reason="gives a file to root")

@@ -67,6 +67,6 @@ int ls_cmd_serve(int argc, char **argv)
     if (parse(argc, argv, &o, &err) == 0 && ls_serve_run(&o, stdout, &err) == 0)
         return LS_OK;
     /* Whoever started it may listen no more. */
-    fprintf(stderr, "%s\n", err.message);
+    fprintf(stderr, "%s: %s\n", ls_class_name(err.cls), err.message);
     return ls_event_error(stdout, &err);
 }

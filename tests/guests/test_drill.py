@@ -11,13 +11,16 @@ import shutil
 import signal
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pytest
 from ansible_collections.livesnap.qemu.plugins.module_utils import _recover
 from ansible_collections.livesnap.qemu.plugins.module_utils._clone import launch, standing
+from ansible_collections.livesnap.qemu.plugins.module_utils._clone.place import Place
 from ansible_collections.livesnap.qemu.plugins.module_utils._errors import (
+    HelperError,
     LivesnapError,
     RefusedError,
     TimedOutError,
@@ -27,6 +30,7 @@ from ansible_collections.livesnap.qemu.plugins.module_utils._store.rundir import
 from ansible_collections.livesnap.qemu.plugins.module_utils._verify import guardian
 from ansible_collections.livesnap.qemu.plugins.module_utils._verify.request import VerifyRequest
 from ansible_collections.livesnap.qemu.plugins.module_utils._verify.verify import verify
+from bracket_kit import wait
 from lab import Domain, Guest
 from taking import TestStore, as_module, folder_of, helper
 from test_verify import rewrite
@@ -247,6 +251,39 @@ def test_killed_at_any_moment_it_leaves_nothing(
         finally:
             kill(pid)
         wait_for(lambda: left(flat) == [], 15)
+
+
+def test_a_server_that_dies_is_not_the_snapshots_fault(drilled: Guest, shelf: TestStore) -> None:
+    folder = folder_of(shelf.take(drilled, "packed", freeze="never"))
+    drill = request(folder, shell("sleep 20", timeout=30))
+    with ThreadPoolExecutor() as pool:
+        running = pool.submit(verify, drill)
+        (server,) = wait(lambda: servers(folder), 60)
+        wait(lambda: (folder_state(folder) or {}).get("stage") == "complete", 60)
+        os.kill(server, signal.SIGKILL)
+        with pytest.raises(HelperError, match="cut short: livesnap-helper, which brought RAM"):
+            running.result()
+    assert left(folder) == [] and not servers(folder)
+    assert status.read(folder)["verdicts"] == []
+    assert drilled_as(folder)["result"] == "passed"
+
+
+def folder_state(folder: Path) -> dict[str, Any] | None:
+    """The state of the clone of a drill by this process."""
+    name = f"drill-{os.getpid()}"
+    return Place.of(str(folder.parents[1]), NAME, name).state()
+
+
+def servers(folder: Path) -> list[int]:
+    """Pids of processes that bring the RAM of a snapshot to a clone, without their sentinels."""
+    found = []
+    for name in filter(str.isdigit, os.listdir("/proc")):
+        with contextlib.suppress(OSError):
+            words = Path(f"/proc/{name}/cmdline").read_bytes().split(b"\0")
+            comm = Path(f"/proc/{name}/comm").read_text().strip()
+            if b"serve" in words and bytes(folder) in words and comm == "livesnap-helper":
+                found.append(int(name))
+    return found
 
 
 def test_what_even_its_guardian_left_is_for_recovery(

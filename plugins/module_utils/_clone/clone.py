@@ -366,7 +366,7 @@ def _feed(
     """Begin to give QEMU its snapshot; whether it runs before all of RAM is there."""
     lazy = is_mapped
     if served(source, request.lazy):
-        log = str(request.place.private / "serve.log")
+        log = request.place.server_log
         why = serving.serve(running, qmp, request.helper, source, request.drill, log)
         lazy = not why
         if why:

@@ -20,6 +20,7 @@ from ansible_collections.livesnap.qemu.plugins.module_utils._connection._peer im
 from ansible_collections.livesnap.qemu.plugins.module_utils._connection.qmp import Qmp
 from ansible_collections.livesnap.qemu.plugins.module_utils._errors import (
     CloneError,
+    HelperError,
     QmpConnectError,
     QmpError,
 )
@@ -68,6 +69,7 @@ class Running:
     name: str = "the clone"
     export: Optional[subprocess.Popen[bytes]] = None
     server: Optional[HelperProcess] = None
+    server_log: str = ""
     #: Where its own words begin in the log.
     log_start: int = 0
     warnings: list[str] = field(default_factory=list)
@@ -109,10 +111,12 @@ class Running:
                 self.qemu.wait(0.5)
             if self.qemu.poll() is None:
                 raise CloneError(f"the snapshot cannot be read: {_tail(self.export_log)}")
+        if self.server is not None and self.server.poll() not in (None, 0):
+            error = server_error(self.server_log)
+            if error is not None:
+                raise error
         if self.qemu.poll() is not None:
             raise CloneError(f"the QEMU of {self.name} ended at once: {self.words()}")
-        if self.server is not None and self.server.poll() not in (None, 0):
-            raise CloneError(f"RAM cannot be brought to {self.name}: {self.server.logged()}")
 
     def words(self) -> str:
         """The last that QEMU said."""
@@ -127,6 +131,19 @@ def _tail(path: str, start: int = 0) -> str:
     except OSError:
         lines = []
     return "; ".join(lines[-3:]) or "it said nothing"
+
+
+def server_error(log: str) -> Optional[HelperError]:
+    """Why `livesnap-helper serve`, which has failed, left its clone; None if that ended first.
+
+    log: of its last words.
+    """
+    word, _sep, said = _tail(log).partition(": ")
+    if word == "gone":
+        return None
+    if not said:
+        return HelperError("livesnap-helper, which brought RAM to the clone, was killed")
+    return HelperError(f"RAM cannot be brought to the clone: {said}", word=word)
 
 
 def start(argv: list[str], setting: Setting, taps: Sequence[TapNeed] = ()) -> Running:

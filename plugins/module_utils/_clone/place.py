@@ -104,6 +104,11 @@ class Place:
             with contextlib.suppress(OSError):
                 os.rmdir(folder)
 
+    @property
+    def server_log(self) -> str:
+        """Last words of the process that brings RAM to it."""
+        return str(self.private / "serve.log")
+
     def write(self, state: dict[str, Any]) -> None:
         """Replace state.json."""
         files.write_json(self.private / "state.json", state, durable=False)

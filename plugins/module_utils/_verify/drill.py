@@ -15,6 +15,7 @@ import time
 from dataclasses import dataclass
 from typing import Any, Mapping
 
+from ansible_collections.livesnap.qemu.plugins.module_utils._clone import launch
 from ansible_collections.livesnap.qemu.plugins.module_utils._clone.clone import (
     CloneRequest,
     create_clone,
@@ -29,12 +30,13 @@ from ansible_collections.livesnap.qemu.plugins.module_utils._errors import (
     AgentCommandError,
     AgentError,
     CloneError,
+    HelperError,
     LivesnapError,
     QmpError,
     RefusedError,
     TimedOutError,
 )
-from ansible_collections.livesnap.qemu.plugins.module_utils._guest import waking
+from ansible_collections.livesnap.qemu.plugins.module_utils._guest import process, waking
 from ansible_collections.livesnap.qemu.plugins.module_utils._guest.address import (
     Address,
     address_of,
@@ -73,6 +75,7 @@ def check(about: Check) -> dict[str, Any]:
             try:
                 return _drill(about, request, source)
             except BadSnapshot as err:
+                _blame_server(about, request)
                 if not guardian.expired:
                     raise
                 raise BadSnapshot(
@@ -85,6 +88,17 @@ def check(about: Check) -> dict[str, Any]:
         room.give_back(about)
 
 
+def _blame_server(about: Check, request: CloneRequest) -> None:
+    """HelperError if the clone ended for want of its RAM, which says nothing of the snapshot."""
+    state = request.place.state() or {}
+    feeders = [each for each in state.get("feeders", ()) if process.is_alive(*each)]
+    if os.path.exists(request.place.server_log) and not feeders:
+        error = launch.server_error(request.place.server_log)
+        if error is not None and error.word != "torn":
+            error.msg = f"the drill of {about.request.subject} was cut short: {error.msg}"
+            raise error from None
+
+
 def _drill(about: Check, request: CloneRequest, source: Source) -> dict[str, Any]:
     begun = time.monotonic()
     about.tell("drill", 0.0)
@@ -92,6 +106,10 @@ def _drill(about: Check, request: CloneRequest, source: Source) -> dict[str, Any
         made = create_clone(request)
     except (RefusedError, TimedOutError):
         raise
+    except HelperError as err:
+        if err.word != "torn":
+            raise
+        raise BadSnapshot(f"it does not come back: {err.msg}") from None
     except (CloneError, QmpError, AgentError) as err:
         raise BadSnapshot(f"it does not come back: {err.msg}") from None
     except LivesnapError as err:

@@ -182,6 +182,8 @@ class Made:
 
     def request(self, name: str = "look", **given: Any) -> CloneRequest:
         given["helper"] = given.get("helper") or self.helper()
+        # There is nothing but the stream: no image to bring RAM from.
+        given.setdefault("lazy", False)
         return CloneRequest(
             store=str(self.store),
             guest="bare",

@@ -25,8 +25,8 @@ _POLL = 0.25
 _LIMIT = 64 << 20
 _ID = re.compile(r"j[0-9]+(\.[0-9]+)?")
 KILLED = (
-    "the process that made the snapshot was killed on the hypervisor; if the instant had passed, it"
-    " completes on its own, and livesnap_info shows it; if not, the guest was set free"
+    "its process was killed on the hypervisor; a snapshot whose instant had passed completes on its"
+    " own, and livesnap_info shows it; if it had not, the guest was set free"
 )
 #: What the wrapper adds to a module's result.
 _OF_WRAPPER = ("ansible_job_id", "started", "finished", "results_file", "invocation")

@@ -185,6 +185,7 @@ VERIFY: tuple[Option, ...] = (
         ),
     ),
     Option("drill_memory", "bytes", 0),
+    Option("drill_cpus", "int", 0),
     Option("drill_timeout", "int", 300),
     Option("lock_timeout", "int", 60),
 )

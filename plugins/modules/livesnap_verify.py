@@ -114,12 +114,18 @@ options:
         One that finds no room waits for others, O(lock_timeout) at most. V(0) is half of what is available.
     type: bytes
     default: 0
+  drill_cpus:
+    description:
+      - How many processors the guests of all drills of this hypervisor together may have. One that has more than that waits until no other
+        drill runs; others wait as for O(drill_memory). V(0) is as many as the hypervisor has.
+    type: int
+    default: 0
   drill_timeout:
     description: Seconds after which a drill is ended, and has failed.
     type: int
     default: 300
   lock_timeout:
-    description: Seconds to wait for another check of the same snapshot, and for the memory of a drill.
+    description: Seconds to wait for another check of the same snapshot, and for memory and processors of a drill.
     type: int
     default: 60
 extends_documentation_fragment:

@@ -6,13 +6,13 @@ from __future__ import annotations
 
 DOCUMENTATION = r"""
 module: livesnap_wait
-short_description: Waits until few enough snapshots run that were begun side by side
+short_description: Waits until few enough snapshots or checks run that were begun side by side
 version_added: 0.1.0
 author:
   - The livesnap authors (@livesnap)
 description:
-  - Snapshots of several guests are made side by side by M(livesnap.qemu.livesnap) with C(async) and C(poll=0). This waits on the
-    hypervisor until at most O(most) of them still run, whichever those are, and brings the results of the others.
+  - Snapshots of several guests are made side by side by M(livesnap.qemu.livesnap) with C(async) and C(poll=0), and checked so by
+    M(livesnap.qemu.livesnap_verify). This waits on the hypervisor until at most O(most) of them still run, whichever those are, and brings the results of the others.
   - Where M(ansible.builtin.async_status) waits for one, a slow guest would hold up those that are begun after it.
 options:
   jobs:
@@ -22,7 +22,7 @@ options:
     required: true
     suboptions:
       guest:
-        description: The guest, which comes back with the result.
+        description: The guest, or whatever else it is known by, which comes back with the result.
         type: str
         required: true
       ansible_job_id:

@@ -56,6 +56,7 @@ def request(folder: Path, *commands: dict[str, Any], **params: Any) -> VerifyReq
     return VerifyRequest.of({
         "store": str(folder.parents[1]), "guest": NAME, "snapshot": folder.name, "level": "drill",
         "max_age": "0h", "lock_timeout": 30, "probes": None, "commands": given, "drill_memory": 0,
+        "drill_cpus": 0,
         "drill_timeout": 120, "_livesnap_helper": helper(), **params})
 
 
@@ -161,17 +162,25 @@ def test_ram_of_another_instant_than_the_disk(drilled: Guest, shelf: TestStore) 
     assert "ended with 1, not 0" in problem(folders[0], same)
 
 
-def test_drills_stay_within_their_memory(flat: Path) -> None:
+def test_drills_stay_within_memory_and_processors(flat: Path) -> None:
     with pytest.raises(TimedOutError, match=r"no room for a drill .* of 64 MiB"):
         verify(request(flat, drill_memory=64 * MIB))
     other = VerifyDir("another", "one")
     other.make()
     try:
-        other.write("drill.json", {**rundir.myself(), "bytes": 512 * MIB})
+        other.write("drill.json", {**rundir.myself(), "bytes": 512 * MIB, "cpus": 1})
         with pytest.raises(TimedOutError, match="other drills 512 MiB of"):
             verify(request(flat, drill_memory=900 * MIB, lock_timeout=1))
-        other.write("drill.json", {**rundir.myself(), "start_time": 1, "bytes": 512 * MIB})
+        other.write("drill.json", {**rundir.myself(), "start_time": 1, "bytes": 512 * MIB,
+                                   "cpus": 1})
         assert drilled_as(flat, drill_memory=900 * MIB)["result"] == "passed"
+        other.write("drill.json", {**rundir.myself(), "bytes": 1, "cpus": 3})
+        with pytest.raises(TimedOutError, match="and 3 of 3 processors"):
+            verify(request(flat, drill_cpus=3, lock_timeout=1))
+        assert drilled_as(flat, drill_cpus=4)["result"] == "passed"
+        # No drill of others has a processor: this one may have more than there are.
+        other.write("drill.json", {**rundir.myself(), "bytes": 1, "cpus": 0})
+        assert drilled_as(flat, drill_cpus=1)["result"] == "passed"
     finally:
         other.remove()
 
@@ -196,7 +205,8 @@ def test_many_at_once_stay_within_their_memory(
     folders = [folder_of(shelf.take(drilled, f"many{number}", freeze="never"))
                for number in range(rounds(4, 10))]
     limit = (2 * (drilled.options.memory + 192) + 10) * MIB
-    begun = [start(folder, seconds=0, drill_memory=limit, lock_timeout=300) for folder in folders]
+    begun = [start(folder, seconds=0, drill_memory=limit, drill_cpus=99, lock_timeout=300)
+             for folder in folders]
     seen = []
     while begun:
         seen.append(clones_and_servers(shelf))

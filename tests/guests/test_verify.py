@@ -86,7 +86,7 @@ def request(folder: Path, level: str = "structure", **params: Any) -> VerifyRequ
     return VerifyRequest.of({
         "store": str(folder.parents[1]), "guest": NAME, "snapshot": folder.name, "level": level,
         "max_age": None, "lock_timeout": 5, "probes": None, "commands": None, "drill_memory": 0,
-        "drill_timeout": 60, "_livesnap_helper": helper(), **params})
+        "drill_cpus": 0, "drill_timeout": 60, "_livesnap_helper": helper(), **params})
 
 
 def verdict_of(folder: Path, level: str = "structure", **params: Any) -> dict[str, Any]:

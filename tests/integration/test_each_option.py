@@ -332,7 +332,7 @@ def test_verify(prepared: Controller, guest: Guest, store: Path, whole: dict[str
         return {"name": "Verify", VERIFY: {**given, **options}}
 
     before = files(store)
-    sizes = {"drill_memory": "1G", "drill_timeout": 60, "commands": []}
+    sizes = {"drill_memory": "1G", "drill_cpus": 1, "drill_timeout": 60, "commands": []}
     checked = play(task(lock_timeout=1, **sizes))
     predicted = prepared.playbook(local(), checked, "--check").good().one(VERIFY)
     assert (predicted["changed"], predicted["verdict"]) == (True, None)

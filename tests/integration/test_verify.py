@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from ansible_collections.livesnap.qemu.plugins.module_utils._store import status
 from guests import VERIFY, entry, files, snapshot
 from lab import Guest
 from runs import Controller, Run, local, play
@@ -61,6 +62,14 @@ def test_what_follows_a_failure(
     metrics = tmp_path / "livesnap.prom"
     again: dict[str, Any] = {"livesnap_max_age": "0h", "livesnap_level": "checksum",
                              "livesnap_metrics": str(metrics)}  # fmt: skip
+    beside = check(prepared, store, livesnap_on_failure="mark", livesnap_check_parallel=2,
+                   livesnap_which="all", livesnap_level="drill", livesnap_max_age="0h",
+                   livesnap_lock_timeout=120, livesnap_drill_cpus=2)  # fmt: skip
+    assert "1 of 4 snapshots did not pass: snapshot 's1' of guest 'web1'" in beside.good().text
+    assert beside.recap("hv1")["changed"] > 0
+    good = [store / name for name in ("web1/s0", "web2/s0", "web2/s1")]
+    drilled = [status.read(folder)["verdicts"][0] for folder in good]
+    assert [(each["level"], each["result"]) for each in drilled] == [("drill", "passed")] * 3
     report = tmp_path / "report.html"
     marked = check(
         prepared, store, livesnap_on_failure="mark", livesnap_report=str(report), **again

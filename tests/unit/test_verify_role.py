@@ -23,7 +23,7 @@ OF_MODULE = {
     for option in _options.VERIFY
     if option.name not in ("guest", "snapshot", "store")
 }
-OWN = {"which", "sample", "on_failure", "report", "metrics", "guests", "name", "store"}
+OWN = {"which", "sample", "on_failure", "report", "metrics", "guests", "name", "store", "parallel"}
 
 
 def snapshot(guest: str, day: int, *verdicts: dict[str, Any], **changes: Any) -> dict[str, Any]:

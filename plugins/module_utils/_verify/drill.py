@@ -69,7 +69,8 @@ def check(about: Check) -> dict[str, Any]:
         drill=True,
     )
     source = read_source(request)
-    room.take(about, source.image_bytes + room.OVERHEAD)
+    cpus = int(about.fields["guest_facts"]["vcpus"])
+    room.take(about, source.image_bytes + room.OVERHEAD, cpus)
     try:
         with Guardian(request.place, float(about.request.drill_timeout)) as guardian:
             try:

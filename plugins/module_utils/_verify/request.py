@@ -65,6 +65,7 @@ class VerifyRequest:
     """Checked. max_age: how old a good verdict may be that makes a check needless; None: any.
 
     drill_memory: bytes that all drills of this host may take together, 0: half of what there is.
+    drill_cpus: processors that their guests may have together, 0: as many as the host has.
     """
 
     store: str
@@ -76,6 +77,7 @@ class VerifyRequest:
     lock_timeout: float = 60.0
     commands: tuple[Command, ...] = ()
     drill_memory: int = 0
+    drill_cpus: int = 0
     drill_timeout: int = 300
     helper: str = ""
 
@@ -85,7 +87,7 @@ class VerifyRequest:
         names.check(params["guest"], "guest")
         names.check(params["snapshot"], "snapshot")
         age = params["max_age"]
-        for name, least in (("drill_memory", 0), ("drill_timeout", 1)):
+        for name, least in (("drill_memory", 0), ("drill_cpus", 0), ("drill_timeout", 1)):
             if params[name] < least:
                 raise RefusedError(f"{name} '{params[name]}' is too small", reason=name)
         return cls(
@@ -98,6 +100,7 @@ class VerifyRequest:
             probes=tuple(Probe.of(each) for each in params["probes"] or []),
             commands=tuple(Command.of(each) for each in params["commands"] or []),
             drill_memory=params["drill_memory"],
+            drill_cpus=params["drill_cpus"],
             drill_timeout=params["drill_timeout"],
             helper=params["_livesnap_helper"] or "",
         )

@@ -131,12 +131,21 @@ def try_lock(path: Path) -> Optional[int]:
     return None
 
 
-def forget(key: str) -> None:
-    """Remove what a holder that died has left of a lock that nobody is going to take again."""
+def forget(key: str, timeout: float = 0.0) -> None:
+    """Remove what a holder that died has left of a lock that nobody is going to take again.
+
+    One that is about to end may hold it so many seconds longer; after that it is left alone.
+    """
     path = rundir.root() / "lock" / key
-    fd = try_lock(path) if path.exists() else None
-    if fd is not None:
-        GuestLock(path, fd).close()
+    deadline = time.monotonic() + timeout
+    while path.exists():
+        fd = try_lock(path)
+        if fd is not None:
+            GuestLock(path, fd).close()
+        elif time.monotonic() > deadline:
+            return
+        else:
+            time.sleep(_POLL / 5)
 
 
 def is_held(key: str) -> bool:

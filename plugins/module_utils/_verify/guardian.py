@@ -24,6 +24,8 @@ from ansible_collections.livesnap.qemu.plugins.module_utils._store import locks
 
 #: How often removal is tried, and how long it is waited between. Seconds.
 _TRIES, _PAUSE = 20, 0.5
+#: A drill that is killed closes its pipe before its lock. Seconds that it may take.
+_ENDING = 2.0
 
 
 class Guardian(Closing):
@@ -77,7 +79,7 @@ def _guard(place: Place, reader: int, limit: float) -> NoReturn:
                 time.sleep(_PAUSE)
             else:
                 # A drill that was killed while it made the clone has left its lock.
-                locks.forget(lock_key(place.guest, place.name))
+                locks.forget(lock_key(place.guest, place.name), _ENDING)
                 break
     finally:
         os._exit(0)

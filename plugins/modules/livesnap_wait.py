@@ -12,7 +12,8 @@ author:
   - The livesnap authors (@livesnap)
 description:
   - Snapshots of several guests are made side by side by M(livesnap.qemu.livesnap) with C(async) and C(poll=0), and checked so by
-    M(livesnap.qemu.livesnap_verify). This waits on the hypervisor until at most O(most) of them still run, whichever those are, and brings the results of the others.
+    M(livesnap.qemu.livesnap_verify). This waits on the hypervisor until at most O(most) of them still run, whichever those are, and
+    brings the results of the others.
   - Where M(ansible.builtin.async_status) waits for one, a slow guest would hold up those that are begun after it.
 options:
   jobs:

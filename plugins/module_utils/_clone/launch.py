@@ -31,6 +31,8 @@ from ansible_collections.livesnap.qemu.plugins.module_utils._helper import Helpe
 START_LIMIT = 30.0
 #: The slowest that a stream may be and not count as stuck, in bytes a second.
 _SLOWEST = 20 << 20
+#: Seconds that a server may take to end after its QEMU.
+_SERVER_END = 5.0
 #: In an argv, the descriptor that the stream comes by.
 INCOMING = "@incoming@"
 CLEAN_ENV = {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "LC_ALL": "C"}
@@ -111,12 +113,18 @@ class Running:
                 self.qemu.wait(0.5)
             if self.qemu.poll() is None:
                 raise CloneError(f"the snapshot cannot be read: {_tail(self.export_log)}")
-        if self.server is not None and self.server.poll() not in (None, 0):
+        if self.server is not None:
+            self._check_server(self.server)
+        if self.qemu.poll() is not None:
+            raise CloneError(f"the QEMU of {self.name} ended at once: {self.words()}")
+
+    def _check_server(self, server: HelperProcess) -> None:
+        """HelperError if QEMU ended for want of its RAM. One ends a moment after the other."""
+        over = server.poll() is not None or self.qemu.poll() is not None
+        if over and server.end(_SERVER_END) != 0:
             error = server_error(self.server_log)
             if error is not None:
                 raise error
-        if self.qemu.poll() is not None:
-            raise CloneError(f"the QEMU of {self.name} ended at once: {self.words()}")
 
     def words(self) -> str:
         """The last that QEMU said."""

@@ -176,18 +176,25 @@ static char *event(struct server *s, char *line, size_t size)
     return line;
 }
 
-static struct server server_start(const struct target *t, bool asked_only)
+static struct server server_begin(const struct target *t, const char *extra)
 {
-    struct server s;
-    char line[1024];
+    struct server s = {0};
     int ends[2];
 
     assert_int_equal(pipe(ends), 0);
     s.pid = fork();
     if (s.pid == 0)
-        run_server(t, asked_only ? "--asked-only" : NULL, ends[1]);
+        run_server(t, extra, ends[1]);
     close(ends[1]);
     s.events = fdopen(ends[0], "re");
+    return s;
+}
+
+static struct server server_start(const struct target *t, bool asked_only)
+{
+    struct server s = server_begin(t, asked_only ? "--asked-only" : NULL);
+    char line[1024];
+
     event(&s, line, sizeof line);
     if (!strstr(line, "\"serving\""))
         fail_msg("%s", line);
@@ -351,16 +358,9 @@ static void a_damaged_image_ends_it(void **state)
 
 static void refused(const struct target *t, const char *reason)
 {
-    struct server s;
+    struct server s = server_begin(t, NULL);
     char line[1024];
-    int ends[2];
 
-    assert_int_equal(pipe(ends), 0);
-    s.pid = fork();
-    if (s.pid == 0)
-        run_server(t, NULL, ends[1]);
-    close(ends[1]);
-    s.events = fdopen(ends[0], "re");
     assert_non_null(strstr(event(&s, line, sizeof line), reason));
     assert_int_not_equal(server_ended(&s), LS_OK);
 }

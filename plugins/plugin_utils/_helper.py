@@ -34,10 +34,6 @@ class HelperMissing(Exception):
     """No helper could be had; the message names every source that was tried."""
 
 
-def _sources(folder: Path) -> list[Path]:
-    return sorted(folder.rglob("*.[ch]"))
-
-
 @dataclass(frozen=True)
 class Sources:
     """The helper's sources as they lie in the collection."""
@@ -51,8 +47,8 @@ class Sources:
 
     def files(self) -> list[Path]:
         """What binary and library are made of, in a fixed order."""
-        every = (self.root / folder for folder in ("src", "lib"))
-        return [self.root / "Makefile", *(path for each in every for path in _sources(each))]
+        every = [path for folder in ("src", "lib") for path in (self.root / folder).rglob("*.[ch]")]
+        return [self.root / "Makefile", *sorted(every)]
 
     def digest(self) -> str:
         """First 16 hexadecimal digits of SHA-256 over names and contents."""

@@ -219,6 +219,26 @@ def verdict(guest: Guest | Domain, result: dict[str, Any], pages: int,
         return judge(ram_state(out, disks[0].boot), disks, pages)
 
 
+def note_states(real: Callable[..., None], domain: Domain, told: Path,
+                written: str) -> Callable[..., None]:
+    """A call that first adds the domain's state to a file, a line each.
+
+    `written`: a disk that is written to right after it, if the domain runs; "" is none.
+    """
+    def noting(*given: Any) -> None:
+        state = domain.virsh("domstate").split()[0]
+        with told.open("a") as file:
+            file.write(f"{state}\n")
+        real(*given)
+        if written and state == "running":
+            # Nothing of the file system is in the first sector.
+            backend = f"/machine/peripheral/{written}/virtio-backend"
+            write = f'qemu-io -d {backend} "write -z 0 512"'
+            assert domain.virsh("qemu-monitor-command", "--hmp", write).strip() == ""
+
+    return noting
+
+
 def export(result: dict[str, Any], stream: Path, kind: str = "qemu", *options: str) -> Path:
     """The snapshot as a migration stream for stock QEMU, or as what libvirt takes."""
     subprocess.run(

@@ -32,6 +32,7 @@ from taking import (
     folder_of,
     helper,
     images_of,
+    note_states,
     overlays,
     restored_xml,
     verdict,
@@ -230,20 +231,9 @@ def test_copies_begin_while_the_guest_is_frozen(
     domain: Domain, store: TestStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
     freeze: str, writes: bool, states: list[str],
 ) -> None:
-    real, told = DomainJobs._begin, tmp_path / "told"
-
-    def begin(*given: Any) -> None:
-        state = domain.virsh("domstate").split()[0]
-        with told.open("a") as file:
-            file.write(f"{state}\n")
-        real(*given)
-        if writes and state == "running":
-            # Nothing of the file system is in the first sector.
-            backend = "/machine/peripheral/virtio-disk1/virtio-backend"
-            write = f'qemu-io -d {backend} "write -z 0 512"'
-            assert domain.virsh("qemu-monitor-command", "--hmp", write).strip() == ""
-
-    monkeypatch.setattr(DomainJobs, "_begin", begin)
+    told = tmp_path / "told"
+    noting = note_states(DomainJobs._begin, domain, told, "virtio-disk1" if writes else "")
+    monkeypatch.setattr(DomainJobs, "_begin", noting)
     before = view(domain)
     # The second disk is empty: its copy has ended before it can be told a speed.
     result = store.take(domain, "one", freeze=freeze, disk_bandwidth="50M")

@@ -33,7 +33,7 @@ from ansible_collections.livesnap.qemu.plugins.modules.livesnap_recover import a
 from bracket_kit import fault, wait
 from lab import DiskSpec, Domain, DomainReach, Libvirtd
 from overlay_kit import alone, chains, entries, judged
-from taking import TestStore, as_module, helper
+from taking import TestStore, as_module, helper, note_states
 from test_restore_libvirt import is_at, mark
 
 
@@ -103,20 +103,9 @@ def test_covers_while_the_guest_is_frozen(
     domain: Domain, store: TestStore, pages: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
     freeze: str, writes: bool, states: list[str],
 ) -> None:
-    real, told = domain_layers.cover, tmp_path / "told"
-
-    def cover(*given: Any) -> None:
-        state = domain.virsh("domstate").split()[0]
-        with told.open("a") as file:
-            file.write(f"{state}\n")
-        real(*given)
-        if writes and state == "running":
-            # Nothing of the file system is in the first sector.
-            backend = "/machine/peripheral/virtio-disk0/virtio-backend"
-            write = f'qemu-io -d {backend} "write -z 0 512"'
-            assert domain.virsh("qemu-monitor-command", "--hmp", write).strip() == ""
-
-    monkeypatch.setattr(domain_layers, "cover", cover)
+    told = tmp_path / "told"
+    noting = note_states(domain_layers.cover, domain, told, "virtio-disk0" if writes else "")
+    monkeypatch.setattr(domain_layers, "cover", noting)
     domain.ask()  # it hastens
     result = take(store, domain, "one", freeze=freeze)
     assert told.read_text().split() == states

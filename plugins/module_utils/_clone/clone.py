@@ -108,9 +108,9 @@ def mapped_ram(source: Source, lazy: bool) -> Optional[MappedRam]:
     return MappedRam(source.main_block, source.image, source.main_bytes)
 
 
-def served(source: Source, lazy: bool) -> bool:
-    """Whether RAM that is not mapped is brought to QEMU as its guest asks for it."""
-    return lazy and mapped_ram(source, lazy) is None and source.main_bytes > 0
+def is_served(source: Source, lazy: bool, is_mapped: bool) -> bool:
+    """Whether RAM is brought to QEMU as its guest asks for it."""
+    return lazy and not is_mapped and source.main_bytes > 0
 
 
 def make_plan(source: Source, request: CloneRequest, ram: Optional[MappedRam]) -> Plan:
@@ -149,6 +149,7 @@ def plan_clone(request: CloneRequest) -> dict[str, Any]:
     if source.domain is not None:
         return _plan_domain(request, source)
     plan = make_plan(source, request, mapped_ram(source, request.lazy))
+    is_mapped = plan.ram is not None
     rewritten = _rewrite(source, plan)
     return {
         "changed": True,
@@ -160,7 +161,7 @@ def plan_clone(request: CloneRequest) -> dict[str, Any]:
         "overlays": [disk.overlay for disk in plan.disks],
         "consoles": [plan.path(each) for each in rewritten.findings.consoles],
         "running": source.was_running,
-        "lazy": plan.ram is not None or served(source, request.lazy),
+        "lazy": is_mapped or is_served(source, request.lazy, is_mapped),
         "warnings": rewritten.findings.warnings,
         "actions": _actions(request, place),
     }
@@ -365,7 +366,7 @@ def _feed(
 ) -> bool:
     """Begin to give QEMU its snapshot; whether it runs before all of RAM is there."""
     lazy = is_mapped
-    if served(source, request.lazy):
+    if is_served(source, request.lazy, is_mapped):
         log = request.place.server_log
         why = serving.serve(running, qmp, request.helper, source, request.drill, log)
         lazy = not why

@@ -32,7 +32,7 @@ START_LIMIT = 30.0
 #: The slowest that a stream may be and not count as stuck, in bytes a second.
 _SLOWEST = 20 << 20
 #: Seconds that a server may take to end after its QEMU.
-_SERVER_END = 5.0
+SERVER_END = 5.0
 #: In an argv, the descriptor that the stream comes by.
 INCOMING = "@incoming@"
 CLEAN_ENV = {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "LC_ALL": "C"}
@@ -71,7 +71,6 @@ class Running:
     name: str = "the clone"
     export: Optional[subprocess.Popen[bytes]] = None
     server: Optional[HelperProcess] = None
-    server_log: str = ""
     #: Where its own words begin in the log.
     log_start: int = 0
     warnings: list[str] = field(default_factory=list)
@@ -112,7 +111,7 @@ class Running:
             with contextlib.suppress(subprocess.TimeoutExpired):
                 self.qemu.wait(0.5)
             if self.qemu.poll() is None:
-                raise CloneError(f"the snapshot cannot be read: {_tail(self.export_log)}")
+                raise CloneError(f"the snapshot cannot be read: {tail(self.export_log)}")
         if self.server is not None:
             self._check_server(self.server)
         if self.qemu.poll() is not None:
@@ -121,17 +120,18 @@ class Running:
     def _check_server(self, server: HelperProcess) -> None:
         """HelperError if QEMU ended for want of its RAM. One ends a moment after the other."""
         over = server.poll() is not None or self.qemu.poll() is not None
-        if over and server.end(_SERVER_END) != 0:
-            error = server_error(self.server_log)
+        if over and server.end(SERVER_END) != 0:
+            error = server_error(server.logged())
             if error is not None:
                 raise error
 
     def words(self) -> str:
         """The last that QEMU said."""
-        return _tail(self.log, self.log_start)
+        return tail(self.log, self.log_start)
 
 
-def _tail(path: str, start: int = 0) -> str:
+def tail(path: str, start: int = 0) -> str:
+    """The last lines of a log, from a place in it on."""
     try:
         with open(path, "rb") as file:
             file.seek(start)
@@ -141,12 +141,12 @@ def _tail(path: str, start: int = 0) -> str:
     return "; ".join(lines[-3:]) or "it said nothing"
 
 
-def server_error(log: str) -> Optional[HelperError]:
+def server_error(words: str) -> Optional[HelperError]:
     """Why `livesnap-helper serve`, which has failed, left its clone; None if that ended first.
 
-    log: of its last words.
+    words: the last that it logged, none if it was killed. Pure.
     """
-    word, _sep, said = _tail(log).partition(": ")
+    word, _sep, said = words.partition(": ")
     if word == "gone":
         return None
     if not said:
@@ -288,7 +288,7 @@ def wait_loaded(running: Running, qmp: Qmp, stream_bytes: int) -> None:
         except subprocess.TimeoutExpired:
             raise CloneError("the export does not end, although QEMU has all of it") from None
         if code != 0:
-            raise CloneError(f"the snapshot cannot be read: {_tail(running.export_log)}")
+            raise CloneError(f"the snapshot cannot be read: {tail(running.export_log)}")
 
 
 def wake(running: Running, qmp: Qmp, agent_socket: str, frozen: bool) -> None:

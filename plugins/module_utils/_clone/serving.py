@@ -31,7 +31,6 @@ def serve(
     arguments = ["serve", "--pid", str(running.pid), "--start-time", str(running.start_time)]
     arguments += ["--block", source.main_block, "--ramblock", qmp.hmp("info ramblock")]
     arguments += ["--asked-only"] if asked_only else []
-    running.server_log = log
     server = running.server = HelperProcess(helper, [*arguments, source.folder], log)
     server.close_input()
     try:

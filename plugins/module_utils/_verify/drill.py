@@ -56,8 +56,6 @@ from ansible_collections.livesnap.qemu.plugins.module_utils._verify.request impo
 _AGENT_LIMIT, _CLOCK_LIMIT = 30.0, 5.0
 #: The guest has to go on so long after all was asked, seconds.
 _SETTLE, _POLL = 2.0, 0.1
-#: Seconds that a process that brings RAM to a clone may take to end after it.
-_SERVER_END = 5.0
 
 
 def check(about: Check) -> dict[str, Any]:
@@ -96,13 +94,13 @@ def _blame_server(about: Check, request: CloneRequest) -> None:
     state = request.place.state()
     if state is None or not os.path.exists(request.place.server_log):
         return
-    deadline = time.monotonic() + _SERVER_END
+    deadline = time.monotonic() + launch.SERVER_END
     while any(process.is_alive(*each) for each in state["feeders"]):
         # One ends a moment after the other.
         if process.is_alive(state["pid"], state["start_time"]) or time.monotonic() > deadline:
             return
         time.sleep(_POLL / 10)
-    error = launch.server_error(request.place.server_log)
+    error = launch.server_error(launch.tail(request.place.server_log))
     if error is not None and error.word != "torn":
         error.msg = f"the drill of {about.request.subject} was cut short: {error.msg}"
         raise error from None

@@ -99,6 +99,7 @@ static inline void begin_as(struct run *r, bool old_pagemap, unsigned sweepers, 
         .still = still,
         .fault_threads = 2,
         .sweep_threads = sweepers,
+        .sweep_helpers = 1,
         .force_pagemap_file = old_pagemap,
         .stage = r->stage,
         .progress = &progress,
@@ -203,6 +204,7 @@ static inline void compare(struct run *r)
 {
     const struct ls_layout *l = &r->engine->layout;
 
+    assert_int_equal(atomic_load(&r->stage->to_come), 0);
     for (uint32_t b = 0; b < l->count; b++) {
         uint64_t first = l->block[b].base + l->block[b].pad;
 

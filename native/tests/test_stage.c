@@ -71,6 +71,22 @@ static void slots_get_memory_and_lose_it(void **state)
     ls_stage_free(s);
 }
 
+static void it_is_short_of_what_is_to_come(void **state)
+{
+    struct ls_stage *s = stage_of(32 * MIB, 32 * MIB);
+    uint32_t slot;
+
+    (void)state;
+    assert_false(ls_stage_short(s));
+    atomic_store(&s->to_come, 32 * MIB / 4096);
+    assert_false(ls_stage_short(s));
+    assert_true(ls_stage_take(s, 0, &slot));
+    assert_true(ls_stage_short(s));
+    atomic_store(&s->to_come, 30 * MIB / 4096);
+    assert_false(ls_stage_short(s));
+    ls_stage_free(s);
+}
+
 static void what_is_asked_for_is_taken(void **state)
 {
     struct ls_budget b;
@@ -231,6 +247,7 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(slots_get_memory_and_lose_it),
+        cmocka_unit_test(it_is_short_of_what_is_to_come),
         cmocka_unit_test(what_is_asked_for_is_taken),
         cmocka_unit_test(auto_grows_to_what_ram_needs),
         cmocka_unit_test(auto_never_takes_more_than_half),

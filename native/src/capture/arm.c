@@ -141,8 +141,9 @@ int ls_engine_protect(struct ls_engine *e, struct ls_protect_result *result, str
 
 static int start_sweep(struct ls_engine *e, struct ls_error *err)
 {
-    for (unsigned i = 0; i < e->sweep_threads; i++) {
+    for (unsigned i = 0; i < e->sweep_threads + e->sweep_helpers; i++) {
         e->sweep[i].engine = e;
+        e->sweep[i].helps = i >= e->sweep_threads;
         if (start_thread(&e->sweep[i].thread, &e->sweep[i].running, ls_sweep_main, &e->sweep[i],
                          err))
             return -1;

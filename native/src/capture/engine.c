@@ -75,6 +75,7 @@ int ls_engine_new(struct ls_engine **engine, const struct ls_engine_options *o,
     e->prearm_bytes = o->prearm_bytes;
     e->fault_threads = limit(o->fault_threads, 1, LS_FAULT_THREADS_MAX);
     e->sweep_threads = limit(o->sweep_threads, 1, LS_SWEEP_THREADS_MAX);
+    e->sweep_helpers = limit(o->sweep_helpers, 0, LS_SWEEP_THREADS_MAX - e->sweep_threads);
     e->pagemap.fd = -1;
     e->kick = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
     e->news = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);

@@ -65,6 +65,7 @@ struct ls_sweep_thread {
     struct ls_engine *engine;
     pthread_t thread;
     bool running;
+    bool helps; /* only while staging has room for all that is to come */
     struct ls_stager stager;
 };
 
@@ -74,6 +75,7 @@ struct ls_engine_options {
     bool still; /* the guest stands still until all is saved */
     unsigned fault_threads;
     unsigned sweep_threads;
+    unsigned sweep_helpers;  /* more of them, while the store does not set the pace */
     bool force_pagemap_file; /* as on a kernel without PAGEMAP_SCAN */
     uint64_t prearm_bytes;   /* so much RAM in small pages is protected before the pause */
     struct ls_stage *stage;
@@ -91,7 +93,7 @@ struct ls_engine {
     bool registered;
     uint64_t prearm_bytes;
     bool protected_once; /* all of it was; since then only what was written is not */
-    unsigned fault_threads, sweep_threads;
+    unsigned fault_threads, sweep_threads, sweep_helpers;
     int kick; /* eventfd: fault threads, look at mode and stop */
     int news; /* eventfd: main thread, look at `failed` and `saved_pages` */
     _Atomic uint32_t mode;

@@ -352,6 +352,8 @@ int ls_save_pages(struct ls_engine *e, struct ls_stager *s, uint64_t chunk,
             atomic_fetch_or_explicit(&e->saved[chunk * LS_CHUNK_WORDS + i], mine.word[i],
                                      memory_order_release);
     if (count > 0) {
+        /* relaxed: for a rule of thumb */
+        atomic_fetch_sub_explicit(&e->stage->to_come, count, memory_order_relaxed);
         ls_chunk_pages(e, b, chunk, &inside);
         if (!e->still && release_pages(e, chunk, address, &data, &inside, fault, &err))
             return fail(e, &err);

@@ -23,15 +23,18 @@ struct scan {
 static void record_run(struct ls_engine *e, const struct ls_block *b, uint64_t start, uint64_t end)
 {
     uint64_t first = ls_block_page(b, start), last = ls_block_page(b, end - 1) + 1;
+    uint64_t news = 0;
 
     for (uint64_t p = first; p < last;) {
         uint64_t low = p % 64, n = 64 - low < last - p ? 64 - low : last - p;
         uint64_t bits = (n == 64 ? ~0ull : (1ull << n) - 1) << low;
 
+        news += (uint64_t)__builtin_popcountll(bits & ~e->populated[p / 64]);
         e->populated[p / 64] |= bits;
         atomic_fetch_and_explicit(&e->stage->zero[p / 64], ~bits, memory_order_relaxed);
         p += n;
     }
+    atomic_fetch_add_explicit(&e->stage->to_come, news, memory_order_relaxed);
 }
 
 static void record_huge(struct ls_engine *e, const struct ls_block *b, uint64_t start, uint64_t end)
@@ -195,6 +198,7 @@ static void forget_record(struct ls_engine *e)
 {
     memset(e->populated, 0, e->layout.pages / 8);
     memset(e->huge, 0, e->layout.chunks);
+    atomic_store_explicit(&e->stage->to_come, 0, memory_order_relaxed);
     for (uint64_t c = 0; c < e->layout.chunks; c++) {
         const struct ls_block *b = ls_layout_of_page(&e->layout, c * LS_CHUNK_PAGES);
         struct ls_mask pages;

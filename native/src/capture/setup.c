@@ -22,6 +22,7 @@
  * it is not worth what the guest's faults cost until the pause. */
 #define PREARM_BYTES (512ull << 20)
 #define SPARE (256ull << 20) /* RAM that a guest may fill until the instant */
+#define SWEEPERS 4u          /* at most: memory is the limit */
 #define READY_TRIES 100      /* of 100 ms: how long the writer may take to try the image's place */
 
 static unsigned cpus(void)
@@ -208,11 +209,14 @@ static int get_userfaultfd(struct ls_keeper *k, struct ls_attach_result *got, st
 static int attach(struct ls_keeper *k, struct ls_error *err)
 {
     struct ls_attach_result got;
-    unsigned sweep = k->start.workers ? k->start.workers : (cpus() + 1) / 2;
+    unsigned workers = k->start.workers ? k->start.workers : cpus();
+    unsigned all = workers > SWEEPERS ? SWEEPERS : workers;
+    unsigned sweep = k->start.workers ? all : (all + 1) / 2;
     struct ls_engine_options o = {
         .pid = k->start.pid,
         .fault_threads = cpus() >= 8 ? 2 : 1,
-        .sweep_threads = sweep > 4 ? 4 : sweep,
+        .sweep_threads = sweep,
+        .sweep_helpers = all - sweep,
         .prearm_bytes = PREARM_BYTES,
         .still = k->start.still,
         .stage = k->stage,

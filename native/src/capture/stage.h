@@ -71,6 +71,8 @@ struct ls_stage {
     _Atomic uint32_t filled_waiters;
     /* Slots in the free queue, for the reserve; relaxed, a moment's value. */
     _Atomic int32_t free_count;
+    /* Pages with content that are not in staging yet, written by the keeper; relaxed likewise. */
+    _Atomic uint64_t to_come;
     /* Slots that have memory, written by the keeper's main thread; relaxed, for rules of thumb. */
     _Atomic uint32_t usable;
     _Atomic uint32_t most_usable; /* the most of them that there were */
@@ -125,6 +127,15 @@ void ls_stage_wait_filled(struct ls_stage *stage, uint32_t seen, unsigned ms);
 void ls_stage_wake_all(struct ls_stage *stage);
 
 void ls_stage_give_order(struct ls_stage *stage, enum ls_stage_order order);
+
+/* Whether what is to come has to wait until slots are stored. */
+static inline bool ls_stage_short(const struct ls_stage *stage)
+{
+    int32_t free_slots = atomic_load_explicit(&stage->free_count, memory_order_relaxed);
+
+    return (int64_t)atomic_load_explicit(&stage->to_come, memory_order_relaxed) >
+           (int64_t)free_slots * LS_CHUNK_PAGES;
+}
 
 static inline uint64_t ls_stage_bytes(const struct ls_stage *stage)
 {

@@ -1,10 +1,13 @@
 /* SPDX-License-Identifier: GPL-3.0-or-later */
 /* The sweep workers: they go through all chunks and save what no fault has claimed. */
+#include <poll.h>
 #include <time.h>
 
 #include "capture/engine.h"
 #include "common/fault.h"
 #include "uffd/uffd.h"
+
+#define RESUME_MS 20 /* until then the owner needs a CPU to resume the guest */
 
 #ifdef LS_FAULTS
 /* A test build that leaves a granule unprotected copies it late, so that the guest has surely
@@ -37,8 +40,10 @@ void *ls_sweep_main(void *arg)
     struct ls_engine *e = t->engine;
     struct ls_turn turn;
 
+    if (t->helps)
+        poll(&(struct pollfd){.fd = e->kick, .events = POLLIN}, 1, RESUME_MS);
     ls_turn_begin(&turn);
-    for (;;) {
+    while (!t->helps || !ls_stage_short(e->stage)) {
         /* relaxed: each number is given out once, nothing else depends on it */
         uint64_t chunk = atomic_fetch_add_explicit(&e->next_chunk, 1, memory_order_relaxed);
         const struct ls_block *b;

@@ -122,15 +122,13 @@ static int store_slot(struct writer *w, struct ls_image_codec *codec, uint32_t s
 }
 
 /*
- * Guests come first: compression has what they leave. But while staging is short, guests wait for
- * this very thread. Raising it again needs CAP_SYS_NICE; without it, it stays kind.
+ * Guests come first: compression has what they and the sweep leave. But where staging does not hold
+ * all of RAM, guests wait for this very thread. Raising it again needs CAP_SYS_NICE; without it, it
+ * stays kind.
  */
 static void choose_priority(struct writer *w, enum ls_stage_order order, int *nice)
 {
-    /* relaxed: a rule of thumb */
-    bool urgent = order != LS_ORDER_FINISH &&
-                  atomic_load_explicit(&w->stage->free_count, memory_order_relaxed) * 2 <
-                      (int32_t)atomic_load_explicit(&w->stage->usable, memory_order_relaxed);
+    bool urgent = order != LS_ORDER_FINISH && ls_stage_short(w->stage);
     int wanted = urgent ? 0 : LS_KIND;
 
     if (wanted == *nice)

@@ -181,7 +181,8 @@ def _ms(value: float | None) -> str:
 
 def _timeline(snapshots: Sequence[Mapping[str, Any]], now: datetime) -> Iterator[str]:
     """The last month, from left to right; failures are taller and lie above the others."""
-    yield '<svg viewBox="0 0 310 24" role="img" aria-label="snapshots of the last 31 days">'
+    yield '<svg viewBox="0 0 310 24" preserveAspectRatio="none" role="img"'
+    yield ' aria-label="snapshots of the last 31 days">'
     yield '<line x1="0" y1="20.5" x2="310" y2="20.5" class="axis"/>'
     for week in range(1, 5):
         at = 310 - 70 * week
@@ -206,15 +207,15 @@ body{font:14px/1.45 system-ui,sans-serif;margin:1.5rem;color:#1c2126;background:
 h1{font-size:1.35rem;margin:0 0 .25rem}
 table{border-collapse:collapse;width:100%;table-layout:fixed}
 th{text-align:left;border-bottom:2px solid #1c2126;padding:.4rem .5rem}
-th:nth-child(2){width:24%}th:nth-child(5){width:11%}th:nth-child(6){width:7%}
-th:nth-child(7){width:20%}
+th:nth-child(1){width:12.5%}th:nth-child(2){width:20%}th:nth-child(3){width:20%}
+th:nth-child(4){width:15.5%}th:nth-child(5){width:9.5%}th:nth-child(6){width:7%}
 td{vertical-align:top;border-bottom:1px solid #d8dde3;padding:.4rem .5rem;overflow-wrap:anywhere}
 small{color:#545d66}ul{margin:.2rem 0 0;padding-left:1.1rem}
 .mark{font-weight:600}
 .failed .mark{color:var(--failed)}.unverified .mark{color:var(--unverified)}
 .verified .mark{color:var(--verified)}
 tr.failed td:first-child{box-shadow:inset 4px 0 var(--failed)}
-svg{width:100%;max-width:420px;height:auto;display:block}
+svg{width:100%;max-width:420px;height:2em;display:block}
 svg line{stroke-width:2.5}svg line.axis{stroke:#aab2ba;stroke-width:1}
 svg line.failed{stroke:var(--failed)}svg line.unverified{stroke:var(--unverified)}
 svg line.verified{stroke:var(--verified)}

@@ -46,18 +46,20 @@ def check(jobs: Sequence[Job]) -> None:
 def result_of(job: Job) -> Optional[dict[str, Any]]:
     """The module's result, None as long as it runs."""
     path = Path(job["results_file"])
+    # Before its file is read: what it wrote last is there once it is gone.
+    lives = _lives(job)
     try:
         found = files.parse_object(files.read_regular(path, _LIMIT), f"'{path}'")
     except StoreError as error:
         found = {}
-        if path.exists() and not _lives(job):
+        if path.exists() and not lives:
             return {"failed": True, "msg": str(error)}
     # A module's own result may hold neither; the wrapper's first line holds both.
     if found.get("started") and not found.get("finished", True):
         found = {}
     if found:
         return {key: value for key, value in found.items() if key not in _OF_WRAPPER}
-    return None if _lives(job) else {"failed": True, "msg": KILLED}
+    return None if lives else {"failed": True, "msg": KILLED}
 
 
 def _lives(job: Job) -> bool:

@@ -34,6 +34,9 @@ def begin(tmp_path: Path) -> Iterator[Begin]:
         # One process, so that its end is the end of it.
         code = "import time; time.sleep(60)"
         begun.append(subprocess.Popen([sys.executable, "-c", code, f"j{number}"]))
+        # It is there a moment before the arguments of its program can be seen.
+        while f"j{number}" not in Path(f"/proc/{begun[-1].pid}/cmdline").read_text():
+            time.sleep(0.01)
         return job
 
     yield start
@@ -74,6 +77,20 @@ def test_one_that_was_killed_has_failed(begin: Begin, tmp_path: Path) -> None:
     assert running == [] and all(each["result"]["failed"] for each in ended)
     assert ended[0]["result"]["msg"] == ended[1]["result"]["msg"] == _jobs.KILLED
     assert "not valid JSON" in ended[2]["result"]["msg"]
+
+
+def test_one_that_ends_while_it_is_looked_at_was_not_killed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job = {"guest": "web1", "ansible_job_id": "j888.7", "results_file": str(tmp_path / "web1")}
+    finish(job, started=1, finished=0)
+
+    def ends(_job: Any) -> bool:
+        finish(job, changed=True)
+        return False
+
+    monkeypatch.setattr(_jobs, "_lives", ends)
+    assert _jobs.wait([job], 0, 0)[0] == [{**job, "result": {"changed": True}}]
 
 
 def test_what_is_no_job_is_refused(tmp_path: Path) -> None:

@@ -35,7 +35,9 @@ def begin(tmp_path: Path) -> Iterator[Begin]:
         code = "import time; time.sleep(60)"
         begun.append(subprocess.Popen([sys.executable, "-c", code, f"j{number}"]))
         # It is there a moment before the arguments of its program can be seen.
+        limit = time.monotonic() + 10
         while f"j{number}" not in Path(f"/proc/{begun[-1].pid}/cmdline").read_text():
+            assert time.monotonic() < limit
             time.sleep(0.01)
         return job
 

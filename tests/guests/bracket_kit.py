@@ -87,12 +87,8 @@ def clean(guest: Guest) -> None:
         assert qmp.execute("query-fdsets") == []
     assert run_dir(guest) is None
     assert not list(RUN.glob(f"lock/{guest.pid}-*"))
-    targets = []
-    for path in Path(f"/proc/{guest.pid}/fd").iterdir():
-        with contextlib.suppress(FileNotFoundError):
-            targets.append(os.readlink(path))
     # QEMU from 8.0 on keeps the device /dev/userfaultfd open once it has asked it for one.
-    assert not [target for target in targets if "[userfaultfd]" in target]
+    assert not [target for target in open_files(guest.pid).values() if "[userfaultfd]" in target]
 
 
 def run_dirs(pattern: str = "*") -> list[Path]:
@@ -162,9 +158,27 @@ def state(pid: int) -> str:
         return ""
 
 
+def thread_states(pid: int) -> set[str]:
+    """The letters of the states of its threads."""
+    letters = set()
+    for task in Path(f"/proc/{pid}/task").iterdir():
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+            letters.add((task / "stat").read_text().rpartition(")")[2].split()[0])
+    return letters
+
+
 def living(pid: int) -> bool:
     """Whether a process is there and no zombie."""
     return state(pid) not in ("", "Z", "X")
+
+
+def open_files(pid: int | None) -> dict[str, str]:
+    """Number and target of each open file of a process; one that it is just closing may lack."""
+    found = {}
+    for entry in Path(f"/proc/{pid}/fd").iterdir():
+        with contextlib.suppress(FileNotFoundError):
+            found[entry.name] = os.readlink(entry)
+    return found
 
 
 def make_guard(helper_path: Path, guest: Guest, report: Path, **given: Any) -> Guard:

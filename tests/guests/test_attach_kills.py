@@ -17,6 +17,7 @@ from pathlib import Path
 
 import layout
 import pytest
+from bracket_kit import open_files
 from capture_by_hand import Capture, CaptureFailed
 from lab import Guest
 
@@ -74,15 +75,9 @@ def on_the_way(point: str, way: str) -> bool:
 
 def descriptors(guest: Guest) -> dict[str, str]:
     """Number and target of each open file of QEMU, but for connections of monitors."""
-    found = {}
-    for entry in Path(f"/proc/{guest.pid}/fd").iterdir():
-        try:
-            found[entry.name] = os.readlink(entry)
-        except FileNotFoundError:
-            continue
     return {
         name: what
-        for name, what in found.items()
+        for name, what in open_files(guest.pid).items()
         if not what.startswith("socket:") or _is_seqpacket(guest, what[8:-1])
     }
 

@@ -15,6 +15,7 @@ from typing import Any
 
 import layout
 import pytest
+from bracket_kit import thread_states
 from capture_by_hand import Capture, CaptureFailed
 from lab import Guest, disk_state, judge, ram_state
 
@@ -202,8 +203,7 @@ def test_store_hangs(helper: Path, make_guest: Callable[..., Guest], frozen: Pat
         assert capture.arm()["clean"]
         qmp.execute("cont")
     deadline = time.monotonic() + 10
-    tasks = Path(f"/proc/{pids['writer']}/task")
-    while not any("State:\tD" in (task / "status").read_text() for task in tasks.iterdir()):
+    while "D" not in thread_states(pids["writer"]):
         assert time.monotonic() < deadline, "the writer does not hang"
         time.sleep(0.05)
     os.kill(capture.process.pid, signal.SIGKILL)

@@ -18,7 +18,7 @@ from typing import Any
 
 import pytest
 from ansible_collections.livesnap.qemu.plugins.module_utils._guard import UNDID, read_report
-from bracket_kit import make_guard, start_time, state
+from bracket_kit import make_guard, start_time, state, thread_states
 from ksm import Ksm
 from lab import Guest
 
@@ -247,11 +247,7 @@ def test_writer_in_the_kernel(
 def _hangs(pid: int) -> bool:
     """Whether a thread of it is in uninterruptible sleep for half a second."""
     for _look in range(5):
-        letters = set()
-        for task in Path(f"/proc/{pid}/task").iterdir():
-            with contextlib.suppress(OSError):
-                letters.add((task / "stat").read_text().rpartition(")")[2].split()[0])
-        if "D" not in letters:
+        if "D" not in thread_states(pid):
             return False
         time.sleep(0.1)
     return True

@@ -20,6 +20,7 @@ from ansible_collections.livesnap.qemu.plugins.module_utils._errors import (
     QmpDisconnected,
     QmpTimeout,
 )
+from bracket_kit import open_files
 
 
 def listens(path: object) -> bool:
@@ -98,11 +99,8 @@ def test_command_error(bare: Bare) -> None:
 
 
 def test_descriptors(bare: Bare, tmp_path: Path) -> None:
-    fds = f"/proc/{bare.process.pid}/fd"
-
     def opened(path: Path) -> int:
-        links = (os.path.join(fds, name) for name in os.listdir(fds))
-        return sum(os.readlink(link) == str(path) for link in links)
+        return list(open_files(bare.process.pid).values()).count(str(path))
 
     file = tmp_path / "file"
     with Qmp.connect(bare.qmp) as qmp, open(file, "wb") as handle:

@@ -20,7 +20,7 @@ from ansible_collections.livesnap.qemu.plugins.module_utils._clone.clone import 
 )
 from ansible_collections.livesnap.qemu.plugins.module_utils._clone.launch import Running
 from ansible_collections.livesnap.qemu.plugins.module_utils._connection._peer import is_qemu
-from bracket_kit import living, wait
+from bracket_kit import living, open_files, wait
 from lab import Guest, Reach
 from taking import TestStore, helper, verdict
 
@@ -64,8 +64,7 @@ def feeders(request: CloneRequest) -> list[int]:
 
 
 def userfaultfds(pid: int) -> list[str]:
-    links = [os.readlink(each.path) for each in os.scandir(f"/proc/{pid}/fd")]
-    return [link for link in links if "userfaultfd" in link]
+    return [target for target in open_files(pid).values() if "userfaultfd" in target]
 
 
 def loaded_bytes(pid: int) -> int:

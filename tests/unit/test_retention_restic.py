@@ -183,15 +183,16 @@ def ours(chosen: Set, policy: Policy, zone: str) -> collections.Counter[Any]:
     return found
 
 
+@pytest.mark.parametrize("zone", ZONES)
 def test_any_set_is_kept_as_restic_keeps_it(
-    repositories: Repositories, rounds: Callable[[int, int], int]
+    zone: str, repositories: Repositories, rounds: Callable[[int, int], int]
 ) -> None:
     """Each policy on twelve sets at once."""
     counted: collections.Counter[str] = collections.Counter()
 
-    @settings(max_examples=rounds(250, 5000), deadline=None, database=None)
-    @given(st.data(), st.sampled_from(ZONES), st.booleans(), st.integers(1, rounds(4, 12)))
-    def check(data: st.DataObject, zone: str, labelled: bool, number: int) -> None:
+    @settings(max_examples=rounds(80, 1700), deadline=None, database=None)
+    @given(st.data(), st.booleans(), st.integers(1, rounds(4, 12)))
+    def check(data: st.DataObject, labelled: bool, number: int) -> None:
         chosen = data.draw(policies(labelled))
         repository, sets = repositories.random(zone, labelled, number)
         theirs = repository.forget(*options(chosen))
@@ -210,11 +211,14 @@ def test_any_set_is_kept_as_restic_keeps_it(
         for host, kept in expected.items():
             assert theirs.get(host) == kept, sets[host]
         assert set(theirs) == set(expected)
-        counted[zone] += len(expected)
+        counted["compared"] += len(expected)
 
-    check()
+    # Chance may draw policies that keep nothing, most of the time.
+    for _turn in range(5):
+        if counted["compared"] < rounds(200, 5000):
+            check()
     print(dict(counted))
-    assert min(counted[zone] for zone in ZONES) >= rounds(200, 5000), counted
+    assert counted["compared"] >= rounds(200, 5000), counted
 
 
 def test_a_long_history_is_kept_as_restic_keeps_it(repositories: Repositories) -> None:

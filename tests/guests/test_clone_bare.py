@@ -21,7 +21,7 @@ from typing import Any
 
 import pytest
 from ansible_collections.livesnap.qemu.plugins.module_utils._clone import clone as module
-from ansible_collections.livesnap.qemu.plugins.module_utils._clone import standing
+from ansible_collections.livesnap.qemu.plugins.module_utils._clone import launch, standing
 from ansible_collections.livesnap.qemu.plugins.module_utils._clone.clone import (
     CloneRequest,
     create_clone,
@@ -29,6 +29,7 @@ from ansible_collections.livesnap.qemu.plugins.module_utils._clone.clone import 
     remove_clone,
 )
 from ansible_collections.livesnap.qemu.plugins.module_utils._clone.plain import plain_restore
+from ansible_collections.livesnap.qemu.plugins.module_utils._connection._peer import is_qemu
 from ansible_collections.livesnap.qemu.plugins.module_utils._connection.qmp import Qmp
 from ansible_collections.livesnap.qemu.plugins.module_utils._errors import (
     CloneError,
@@ -342,6 +343,26 @@ def test_maker_dies(one: Made) -> None:
     request.place.overlays.mkdir(parents=True)  # as after a reboot: /run is empty
     assert standing.remove_unfinished(request.store, "bare", request.run_root) == [request.place]
     assert request.place.left() == []
+
+
+def test_a_container_may_have_a_folder_of_that_name(tmp_path: Path) -> None:
+    """In a mount namespace of its own; what works in it belongs to no clone of ours."""
+    folder = tmp_path / "look"
+    folder.mkdir()
+    begin = f"cd {folder} && exec qemu-system-x86_64 -M none -S -nodefaults -display none"
+    apart = f"mount -t tmpfs tmpfs {tmp_path} && mkdir {folder} && {begin}"
+    started = [subprocess.Popen(argv, stdin=subprocess.DEVNULL)
+               for argv in (["sh", "-c", begin], ["unshare", "--mount", "sh", "-c", apart])]
+    try:
+        deadline = time.monotonic() + 10
+        while not all(is_qemu(each.pid) for each in started):
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+        assert [pid for pid, _started in launch.processes_in(str(folder))] == [started[0].pid]
+    finally:
+        for each in started:
+            each.kill()
+            each.wait(10)
 
 
 def change(made: Made, **facts: Any) -> None:

@@ -298,13 +298,19 @@ def wake(running: Running, qmp: Qmp, agent_socket: str, frozen: bool) -> None:
 
 
 def processes_in(folder: str) -> list[tuple[int, int]]:
-    """(pid, start time) of processes whose working directory it is: QEMUs of this clone."""
-    found = []
-    for name in os.listdir("/proc"):
-        if not name.isdigit():
-            continue
+    """(pid, start time) of processes whose working directory it is: QEMUs of this clone.
+
+    The folder itself: containers may have others of the same name.
+    """
+    found: list[tuple[int, int]] = []
+    try:
+        wanted = os.stat(folder)
+    except OSError:
+        return found
+    for name in filter(str.isdigit, os.listdir("/proc")):
         try:
-            if os.readlink(f"/proc/{name}/cwd") != folder or not is_qemu(int(name)):
+            here = os.stat(f"/proc/{name}/cwd")
+            if not os.path.samestat(here, wanted) or not is_qemu(int(name)):
                 continue
         except OSError:
             continue

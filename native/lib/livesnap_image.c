@@ -8,7 +8,6 @@
 #include "image/image.h"
 
 #define PUBLIC __attribute__((visibility("default")))
-#define PIECE (2u << 20)
 
 struct livesnap_image {
     struct ls_image *image;
@@ -126,22 +125,8 @@ PUBLIC int livesnap_image_verify_range(struct livesnap_image *image, uint32_t bl
                                        struct livesnap_image_error *error)
 {
     struct ls_error err = {0};
-    void *piece = malloc(PIECE);
-    int ret = 0;
 
-    if (!piece) {
-        ls_fail(&err, LS_INTERNAL, "memory", "no memory to verify a range of a RAM image");
-        return told(&err, error);
-    }
-    do {
-        uint64_t n = length < PIECE ? length : PIECE;
-
-        ret = ls_image_read(image->image, block, offset, piece, n, &err);
-        offset += n;
-        length -= n;
-    } while (!ret && length);
-    free(piece);
-    return ret ? told(&err, error) : 0;
+    return ls_image_verify_range(image->image, block, offset, length, &err) ? told(&err, error) : 0;
 }
 
 PUBLIC int livesnap_image_verify(struct livesnap_image *image, struct livesnap_image_error *error)

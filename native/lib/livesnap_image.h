@@ -70,7 +70,7 @@ int livesnap_image_read(struct livesnap_image *image, uint32_t block, uint64_t o
                         uint64_t length, struct livesnap_image_error *error);
 int livesnap_image_read_physical(struct livesnap_image *image, uint64_t address, void *buffer,
                                  uint64_t length, struct livesnap_image_error *error);
-/* Reads a range of a block, and gives nothing out. */
+/* Reads a range of a block from the file, and gives nothing out. */
 int livesnap_image_verify_range(struct livesnap_image *image, uint32_t block, uint64_t offset,
                                 uint64_t length, struct livesnap_image_error *error);
 /* Reads all of the file, what is between the pages as well. */

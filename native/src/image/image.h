@@ -146,9 +146,13 @@ const char *ls_image_string(const struct ls_image *image, const char *key);
 /* -1 if there is none. */
 int ls_image_find_block(const struct ls_image *image, const char *name);
 
-/* Data comes with its checksums checked. */
+/* Data comes with its checksums checked. The eight pieces that were read last, each of up to
+ * LS_IMAGE_RUN pages as they were stored, are kept for reads that go to and fro. */
 int ls_image_read(struct ls_image *image, uint32_t block, uint64_t offset, void *buf, size_t length,
                   struct ls_error *err);
+/* Reads a range from the file, whatever is kept of it, and gives nothing out. */
+int ls_image_verify_range(struct ls_image *image, uint32_t block, uint64_t offset, uint64_t length,
+                          struct ls_error *err);
 /* May span ranges that follow each other; an address without RAM is LS_USAGE, reason "address". */
 int ls_image_read_gpa(struct ls_image *image, uint64_t gpa, void *buf, size_t length,
                       struct ls_error *err);
@@ -164,7 +168,7 @@ struct ls_image_run {
 };
 typedef int (*ls_image_run_fn)(const struct ls_image_run *run, void *opaque, struct ls_error *err);
 
-/* Calls fn for each run of a block, all of them together covering it. */
+/* Calls fn for each run of a block, all of them together covering it. fn may read the image. */
 int ls_image_walk(struct ls_image *image, uint32_t block, ls_image_run_fn fn, void *opaque,
                   struct ls_error *err);
 

@@ -2,10 +2,7 @@
 /* Gives out guest memory: by block, by guest-physical address, or all of a block in order. */
 #include <stdio.h>
 #include <string.h>
-#include <xxhash.h>
 
-#include "common/io.h"
-#include "image/codec.h"
 #include "image/reader.h"
 
 const struct ls_image_info *ls_image_info(const struct ls_image *image)
@@ -57,29 +54,6 @@ int ls_image_torn(const struct ls_image *image, uint64_t record, struct ls_error
                    (unsigned long long)r->file_offset, what);
 }
 
-int ls_image_load(struct ls_image *image, uint64_t record, const void **pages, struct ls_error *err)
-{
-    const struct ls_fmt_record *r = &image->records[record];
-    void *to = ls_codec_pages(image->codec), *stored = to;
-
-    *pages = to;
-    if (image->cached == record)
-        return 0;
-    image->cached = UINT64_MAX;
-    if (r->codec != LS_CODEC_NONE)
-        stored = ls_codec_stored(image->codec);
-    if (ls_pread_full(image->fd, stored, r->stored, (off_t)r->file_offset, err))
-        return ls_context(err, "RAM image '%s'", image->name);
-    if (XXH3_64bits(stored, r->stored) != r->checksum && CHECK_SUMS)
-        return ls_image_torn(image, record, err, "the data has a wrong checksum");
-    if (r->codec != LS_CODEC_NONE &&
-        ls_codec_decompress(image->codec, (enum ls_codec)r->codec, stored, r->stored, to,
-                            (size_t)r->pages * LS_PAGE))
-        return ls_image_torn(image, record, err, "the frame does not give its pages");
-    image->cached = record;
-    return 0;
-}
-
 /* The record that has this page; the page is in the block. */
 static uint64_t find_record(const struct ls_image *image, uint32_t block, uint64_t page)
 {
@@ -96,16 +70,24 @@ static uint64_t find_record(const struct ls_image *image, uint32_t block, uint64
     return low;
 }
 
+static int check_range(const struct ls_image *image, uint32_t block, uint64_t offset,
+                       uint64_t length, struct ls_error *err)
+{
+    if (block >= image->info.block_count || offset > image->tables.blocks[block].length ||
+        length > image->tables.blocks[block].length - offset)
+        return ls_fail(err, LS_USAGE, "address",
+                       "%llu bytes at offset 0x%llx are not in block %u of RAM image '%s'",
+                       (unsigned long long)length, (unsigned long long)offset, block, image->name);
+    return 0;
+}
+
 int ls_image_read(struct ls_image *image, uint32_t block, uint64_t offset, void *buf, size_t length,
                   struct ls_error *err)
 {
     uint8_t *to = buf;
 
-    if (block >= image->info.block_count || offset > image->tables.blocks[block].length ||
-        length > image->tables.blocks[block].length - offset)
-        return ls_fail(err, LS_USAGE, "address",
-                       "%zu bytes at offset 0x%llx are not in block %u of RAM image '%s'", length,
-                       (unsigned long long)offset, block, image->name);
+    if (check_range(image, block, offset, length, err))
+        return -1;
     while (length > 0) {
         uint64_t i = find_record(image, block, offset / LS_PAGE);
         const struct ls_fmt_record *r = &image->records[i];
@@ -118,13 +100,32 @@ int ls_image_read(struct ls_image *image, uint32_t block, uint64_t offset, void 
         } else {
             const void *pages;
 
-            if (ls_image_load(image, i, &pages, err))
+            if (ls_image_recall(image, i, &pages, err))
                 return -1;
             memcpy(to, (const uint8_t *)pages + skip, n);
         }
         to += n;
         offset += n;
         length -= n;
+    }
+    return 0;
+}
+
+int ls_image_verify_range(struct ls_image *image, uint32_t block, uint64_t offset, uint64_t length,
+                          struct ls_error *err)
+{
+    if (check_range(image, block, offset, length, err))
+        return -1;
+    if (length == 0)
+        return 0;
+    for (uint64_t i = find_record(image, block, offset / LS_PAGE);
+         i < image->first_record[block + 1] &&
+         image->records[i].first_page * LS_PAGE < offset + length;
+         i++) {
+        const void *pages;
+
+        if (image->records[i].kind == LS_FMT_DATA && ls_image_load(image, i, &pages, err))
+            return -1;
     }
     return 0;
 }

@@ -235,7 +235,6 @@ int ls_image_open_fd(int fd, const char *name, struct ls_image **out, struct ls_
         return ls_fail(err, LS_INTERNAL, "memory", "no memory to open RAM image '%s'", name);
     }
     image->fd = fd;
-    image->cached = UINT64_MAX;
     if (open_index(image, err)) {
         ls_image_close(image);
         return ls_context(err, "RAM image '%s'", name);
@@ -267,6 +266,8 @@ void ls_image_close(struct ls_image *image)
         close(image->fd);
     ls_tables_free(&image->tables);
     ls_image_codec_free(image->codec);
+    for (unsigned i = 0; i < LS_KEPT; i++)
+        free(image->kept[i].pages);
     free(image->index);
     free(image->first_record);
     free(image->name);

@@ -14,6 +14,15 @@
 #define CHECK_SUMS true
 #endif
 
+/* What is asked for next is often in one of the records that were read last. */
+#define LS_KEPT 8u
+
+struct ls_kept {
+    uint64_t record;
+    uint64_t asked; /* the greater, the later; 0: the pages are of no record */
+    void *pages;    /* LS_CODEC_SCRATCH bytes; NULL until they are needed */
+};
+
 struct ls_image {
     int fd;
     bool own_fd;
@@ -26,12 +35,18 @@ struct ls_image {
     const struct ls_fmt_record *records;
     uint64_t *first_record; /* of each block, and one more: the number of records */
     struct ls_image_codec *codec;
-    uint64_t cached; /* record whose pages are in ls_codec_pages; UINT64_MAX: none */
+    struct ls_kept kept[LS_KEPT];
+    uint64_t asked;
 };
 
-/* Reads and checks a data record; *pages is valid until the next call. */
+/* Reads and checks a data record; *pages is valid until the next ls_image_load(). */
 int ls_image_load(struct ls_image *image, uint64_t record, const void **pages,
                   struct ls_error *err);
+
+/* The same, without reading it again where it is kept; *pages is valid until the next
+ * ls_image_recall(). */
+int ls_image_recall(struct ls_image *image, uint64_t record, const void **pages,
+                    struct ls_error *err);
 
 /* LS_TORN of a record: names block, guest address and file offset. */
 int ls_image_torn(const struct ls_image *image, uint64_t record, struct ls_error *err,

@@ -51,7 +51,6 @@ static int check_zero(struct ls_image *image, uint64_t from, uint64_t to, struct
 {
     uint8_t *buf = ls_codec_pages(image->codec);
 
-    image->cached = UINT64_MAX;
     while (from < to) {
         off_t data = lseek(image->fd, (off_t)from, SEEK_DATA);
         size_t n;
@@ -105,7 +104,6 @@ static int verify(struct ls_image *image, const struct extent *e, uint64_t count
                                  "the data does not follow what lies before it");
         if (check_zero(image, next, e[i].offset, err))
             return -1;
-        image->cached = UINT64_MAX; /* from the file, whatever was read before */
         if (ls_image_load(image, e[i].record, &pages, err))
             return -1;
         next = e[i].offset + image->records[e[i].record].stored;

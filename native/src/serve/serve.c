@@ -20,22 +20,10 @@
 #define NEIGHBOURS 16u /* pages that are brought with one that is asked for */
 #define BEHIND 64u     /* pages at a time of those that nobody has asked for */
 #define WAITING 1024u  /* faults read and not yet answered: more than a QEMU has threads */
-#define READERS 8u
-#define RECORD 512u
-
-/* Keeps the record that it has read last: what is asked for next is often in one of the last few.
- */
-struct reader {
-    struct ls_image *image;
-    uint64_t piece; /* of the block, of RECORD pages */
-    uint64_t used;
-};
 
 struct server {
     struct ls_load load;
-    struct reader reader[READERS];
-    uint64_t reads;
-    struct ls_image *behind;
+    struct ls_image *image;
     uint32_t block;
     int guest; /* pidfd */
     int uffd;
@@ -80,25 +68,6 @@ static int read_messages(struct server *s, struct ls_error *err)
     return 0;
 }
 
-static struct ls_image *reader_of(struct server *s, uint64_t page)
-{
-    struct reader *oldest = &s->reader[0];
-
-    for (unsigned i = 0; i < READERS; i++) {
-        struct reader *r = &s->reader[i];
-
-        if (r->used && r->piece == page / RECORD) {
-            oldest = r;
-            break;
-        }
-        if (r->used < oldest->used)
-            oldest = r;
-    }
-    oldest->piece = page / RECORD;
-    oldest->used = ++s->reads;
-    return oldest->image;
-}
-
 /* 1: an event is to be read first. */
 static int answer(struct server *s, uint64_t page, struct ls_error *err)
 {
@@ -107,7 +76,7 @@ static int answer(struct server *s, uint64_t page, struct ls_error *err)
 
     if (ls_load_settled(&s->load, page))
         return ls_load_again(&s->load, page, err);
-    if (ls_image_read(reader_of(s, first), s->block, first * LS_PAGE, s->buf, count * LS_PAGE, err))
+    if (ls_image_read(s->image, s->block, first * LS_PAGE, s->buf, count * LS_PAGE, err))
         return -1;
     return ls_load_put(&s->load, first, count, ls_is_zero(s->buf, count * LS_PAGE) ? NULL : s->buf,
                        err);
@@ -192,8 +161,8 @@ static int let_go(struct server *s, pid_t pid, struct ls_error *err)
 static int find_block(struct server *s, const struct ls_serve_options *o, uint64_t *host,
                       struct ls_error *err)
 {
-    const struct ls_image_info *info = ls_image_info(s->behind);
-    int found = ls_image_find_block(s->behind, o->block);
+    const struct ls_image_info *info = ls_image_info(s->image);
+    int found = ls_image_find_block(s->image, o->block);
     struct ls_rammap map = {0};
     bool fits = false;
 
@@ -219,20 +188,12 @@ static int find_block(struct server *s, const struct ls_serve_options *o, uint64
     return 0;
 }
 
-static int open_image(struct server *s, const char *source, struct ls_error *err)
-{
-    for (unsigned i = 0; i < READERS; i++)
-        if (ls_source_open(source, &s->reader[i].image, err))
-            return -1;
-    return ls_source_open(source, &s->behind, err);
-}
-
 static int prepare(struct server *s, const struct ls_serve_options *o, struct ls_error *err)
 {
     uint64_t host = 0, started = 0;
     struct ls_error ignored;
 
-    if (open_image(s, o->source, err))
+    if (ls_source_open(o->source, &s->image, err))
         return -1;
     s->guest = (int)syscall(SYS_pidfd_open, o->pid, 0);
     if (s->guest < 0 || ls_proc_start_time(o->pid, &started, err) || started != o->start_time)
@@ -249,7 +210,7 @@ static int prepare(struct server *s, const struct ls_serve_options *o, struct ls
 static int serve(struct server *s, const struct ls_serve_options *o, FILE *events,
                  struct ls_error *err)
 {
-    if (ls_load_present(&s->load, s->behind, s->block, err))
+    if (ls_load_present(&s->load, s->image, s->block, err))
         return -1;
     fprintf(events, "{\"event\":\"serving\",\"ram_bytes\":%" PRIu64 ",\"sentinel\":%d}\n", s->total,
             (int)s->sentinel.pid);
@@ -258,7 +219,7 @@ static int serve(struct server *s, const struct ls_serve_options *o, FILE *event
     if (!o->all)
         while (turn(s, -1, err) == 0)
             ;
-    if (!o->all || ls_image_walk(s->behind, s->block, bring_run, s, err))
+    if (!o->all || ls_image_walk(s->image, s->block, bring_run, s, err))
         return -1;
     return let_go(s, o->pid, err);
 }
@@ -266,9 +227,7 @@ static int serve(struct server *s, const struct ls_serve_options *o, FILE *event
 static void close_all(struct server *s)
 {
     ls_load_close(&s->load);
-    for (unsigned i = 0; i < READERS; i++)
-        ls_image_close(s->reader[i].image);
-    ls_image_close(s->behind);
+    ls_image_close(s->image);
     if (s->uffd >= 0)
         close(s->uffd);
     if (s->guest >= 0)

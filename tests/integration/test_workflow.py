@@ -187,9 +187,9 @@ def test_nobody_is_there_any_more(
         os.kill(owner, signal.SIGCONT)
         # One whose connections were cut asks again, and may end well. Should that begin a snapshot
         # of its own, its owner stops itself as well.
-        end = time.monotonic() + 60
+        limit = time.monotonic() + 60
         while ansible.poll() is None:
-            assert time.monotonic() < end
+            assert time.monotonic() < limit
             if owner := hypervisor.stopped_owner(guest.pid):
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(owner, signal.SIGCONT)

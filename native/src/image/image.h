@@ -150,14 +150,14 @@ int ls_image_find_block(const struct ls_image *image, const char *name);
  * LS_IMAGE_RUN pages as they were stored, are kept for reads that go to and fro. */
 int ls_image_read(struct ls_image *image, uint32_t block, uint64_t offset, void *buf, size_t length,
                   struct ls_error *err);
-/* Reads a range from the file, whatever is kept of it, and gives nothing out. */
-int ls_image_verify_range(struct ls_image *image, uint32_t block, uint64_t offset, uint64_t length,
-                          struct ls_error *err);
 /* May span ranges that follow each other; an address without RAM is LS_USAGE, reason "address". */
 int ls_image_read_gpa(struct ls_image *image, uint64_t gpa, void *buf, size_t length,
                       struct ls_error *err);
 /* How many bytes from `gpa` on are RAM without a gap; 0 if none. */
 uint64_t ls_image_gpa_extent(const struct ls_image *image, uint64_t gpa);
+/* Reads a range from the file, whatever is kept of it, and gives nothing out. */
+int ls_image_verify_range(struct ls_image *image, uint32_t block, uint64_t offset, uint64_t length,
+                          struct ls_error *err);
 
 /* One run of pages, in the order of blocks and pages. data is NULL for zero pages. */
 struct ls_image_run {

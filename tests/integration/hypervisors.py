@@ -1,6 +1,6 @@
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Hypervisors on this machine, each with a network, an sshd, a /run and a /usr/local of its own."""
+"""Hypervisors on this machine, each with a network, sshd, /run, /usr/local and home of its own."""
 
 from __future__ import annotations
 
@@ -16,9 +16,13 @@ from pathlib import Path
 from typing import Any
 
 PORT = 2222
-#: What is private to one, before its sshd begins.
+#: What is private to one, before its sshd begins. What a shell does first in the home of this
+#: machine's root must neither hold connections up nor be cut with them: pyenv takes a lock there.
 _ENTER = """
 set -e
+mkdir -p "$1/home"
+sed "s|^root:.*|root:x:0:0:root:$1/home:/bin/sh|" /etc/passwd > "$1/passwd"
+mount --bind "$1/passwd" /etc/passwd
 lower=$(mktemp -d "$1/XXXXXX")
 mount --bind /usr/local "$lower"
 mount -t tmpfs -o mode=755 tmpfs /run

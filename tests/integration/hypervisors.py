@@ -105,7 +105,7 @@ class Hypervisor:
             "ansible_user": "root", "ansible_python_interpreter": python,
             "ansible_ssh_private_key_file": str(self.folder / "key"),
             "ansible_ssh_common_args": "-o StrictHostKeyChecking=no -o ConnectTimeout=5"
-            " -o UserKnownHostsFile=/dev/null -o ControlMaster=no", **more}
+            " -o UserKnownHostsFile=/dev/null", **more}
 
     def sessions(self) -> list[int]:
         """The processes of sshd that serve its connections."""
